@@ -1,0 +1,283 @@
+// Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
+#include "model_options.hpp"
+
+#include <algorithm>
+#include <filesystem>
+#include <system_error>
+
+#include "chunkllm/chunk/adapter_file.hpp"
+#include "chunkllm/eval/oracle_scores.hpp"
+#include "chunkllm/io/json.hpp"
+#include "chunkllm/io/mapped_file.hpp"
+#include "chunkllm/model/rope.hpp"
+#include "chunkllm/text/utf8.hpp"
+#include "output.hpp"
+#include "progress_bar.hpp"
+#include "system_info.hpp"
+
+namespace chunkllm::cli {
+namespace {
+
+constexpr std::size_t kMaxTextBytes = std::size_t{1} << 28;
+
+std::int64_t kv_bytes_per_token(const BackboneConfig& config, KvKind kv) {
+  const std::int64_t value_bytes = kv == KvKind::kF32 ? 4 : 2;
+  return config.num_layers * 2 * config.kv_size() * value_bytes;
+}
+
+/// Tokens that may be attended at the moment of a refresh, at the most; for chunks with every
+/// chunk at its longest.
+std::int64_t most_attended(const ChunkOptions& options, std::int64_t num_tokens) {
+  const Budget& budget = options.budget;
+  if (budget.kind == Budget::Kind::kTokens) return budget.tokens;
+  if (budget.kind == Budget::Kind::kShare) return budget.tokens_at(num_tokens);
+  const std::int64_t local =
+      options.local_min_tokens + options.local_min_chunks * options.guards.max_len;
+  return std::min(num_tokens, (budget.chunks + 1) * options.guards.max_len + local);
+}
+
+Result<Positions> choose_positions(const AttentionOptions& options, const ChunkOptions& chunk,
+                                   const BackboneConfig& config, std::int64_t num_tokens,
+                                   std::vector<std::string>& notes) {
+  const std::int64_t window = config.context_length;
+  const bool fits = num_tokens <= window;
+  const std::string beyond = std::to_string(num_tokens) + " tokens (prompt and new) exceed the " +
+                             "model's window of " + std::to_string(window);
+  if (options.dense) {
+    // Everything is attended, so a rank in the attended set is the position in the text.
+    if (!fits) notes.push_back(beyond + "; dense attention reads them with original positions");
+    return Positions::kOriginal;
+  }
+  const Positions positions =
+      options.positions.value_or(fits ? Positions::kOriginal : Positions::kInCache);
+  if (positions == Positions::kOriginal) {
+    if (!fits) notes.push_back(beyond + "; read with original positions, as asked");
+    return positions;
+  }
+  const std::int64_t attended = most_attended(chunk, num_tokens);
+  if (attended + chunk.guards.max_len > window) {
+    return invalid_argument("--budget " + options.budget_text + ": up to " +
+                            std::to_string(attended) + " tokens and an open chunk of " +
+                            std::to_string(chunk.guards.max_len) +
+                            " exceed the model's window of " + std::to_string(window) +
+                            ", which in-cache positions must fit");
+  }
+  if (!options.positions) notes.push_back(beyond + "; positions are numbered in the cache");
+  return positions;
+}
+
+AnyScorer make_scorer(ScorerKind kind, const AttentionOptions& options,
+                      const BackboneConfig& config, const Adapters& adapters) {
+  switch (kind) {
+    case ScorerKind::kAdapter: return AnyScorer(*adapters.maybe_qk_adapter);
+    case ScorerKind::kMinMaxKey:
+      return AnyScorer(MinMaxKeyScorer(config.num_heads, config.num_kv_heads, config.head_dim,
+                                       softmax_scale(config)));
+    case ScorerKind::kRandom: return AnyScorer(RandomScorer(options.seed));
+    case ScorerKind::kRecent: return AnyScorer(RecentScorer());
+    case ScorerKind::kMeanKey:
+    case ScorerKind::kOracle: break;
+  }
+  return AnyScorer(
+      MeanKeyScorer(config.num_heads, config.num_kv_heads, config.head_dim, softmax_scale(config)));
+}
+
+Result<ScorerKind> choose_scorer(const AttentionOptions& options, const Adapters& adapters,
+                                 Task task, std::int64_t num_tokens) {
+  const bool has_adapter = adapters.maybe_qk_adapter != nullptr;
+  const ScorerKind kind =
+      options.scorer.value_or(has_adapter ? ScorerKind::kAdapter : ScorerKind::kMeanKey);
+  if (kind == ScorerKind::kAdapter && !has_adapter) {
+    return not_found("--scorer adapter: no adapters for this model, expected --adapters FILE");
+  }
+  if (kind == ScorerKind::kOracle) {
+    if (task != Task::kTeacherForced) {
+      return invalid_argument(
+          "--scorer oracle: only for perplexity and evaluate, which know the "
+          "text to come");
+    }
+    if (num_tokens > kMaxOracleTokens) {
+      return invalid_argument("--scorer oracle: " + std::to_string(num_tokens) +
+                              " tokens, expected at most " + std::to_string(kMaxOracleTokens));
+    }
+  }
+  return kind;
+}
+
+/// The adapter file with this fingerprint in the folders where one is shipped; "" for none.
+std::string shipped_adapters(const std::string& fingerprint) {
+  constexpr int kLevels = 5;  // from build/preset/examples/cli up to the source tree's root
+  std::filesystem::path place = executable_folder();
+  for (int level = 0; level < kLevels && !place.empty(); ++level) {
+    for (const char* name : {"adapters", "share/chunkllm/adapters"}) {
+      std::vector<std::string> paths;
+      std::error_code error;
+      for (std::filesystem::directory_iterator entry(place / name, error), end;
+           !error && entry != end; entry.increment(error)) {
+        if (entry->path().extension() == ".safetensors") paths.push_back(entry->path().string());
+      }
+      std::sort(paths.begin(), paths.end());
+      for (const std::string& path : paths) {
+        const Result<SafetensorsFile> file = SafetensorsFile::open(path);
+        if (!file.ok()) continue;  // not ours to judge
+        const auto entry = file->metadata().find("model.fingerprint");
+        if (entry != file->metadata().end() && entry->second == fingerprint) return path;
+      }
+    }
+    if (place == place.parent_path()) break;
+    place = place.parent_path();
+  }
+  return "";
+}
+
+std::string adapter_note(const Adapters& adapters, ScorerKind scorer) {
+  const std::string ranked = "ranked by " + std::string(to_string(scorer)) +
+                             (scorer == ScorerKind::kAdapter ? "" : ", training-free");
+  if (adapters.path.empty()) {
+    return "no adapters for this model: chunks end by the sentence rules, " + ranked;
+  }
+  return "adapters " + adapters.path + ": chunks end by " +
+         (adapters.maybe_chunk_adapter ? "the Chunk Adapter, " : "the sentence rules, ") + ranked;
+}
+
+Status check_memory(const ModelBundle& model, KvKind kv, std::int64_t num_tokens) {
+  const std::int64_t memory = physical_memory_bytes();
+  const std::int64_t per_token = kv_bytes_per_token(model.backbone.config(), kv);
+  if (memory <= 0 || num_tokens <= memory / per_token) return {};
+  return resource_exhausted(std::to_string(num_tokens) + " tokens: their keys and values take " +
+                            format_bytes(per_token) + " each, more than the machine's " +
+                            format_bytes(memory) + " in all");
+}
+
+}  // namespace
+
+Status check_device(const CommonOptions& options) {
+  if (!options.cuda) return {};
+  return unsupported("--device cuda: this build has no CUDA support, expected cpu");
+}
+
+Result<ModelBundle> open_model(const CommonOptions& options, ThreadPool& pool) {
+  CHUNKLLM_RETURN_IF_ERROR(check_device(options));
+  ProgressBar bar(options, "loading", 0);
+  return ModelBundle::open(
+      options.model, options.weights, pool,
+      [&](std::int64_t done, std::int64_t total) { return bar.update(done, total); });
+}
+
+Result<Adapters> find_adapters(const AttentionOptions& options, const ModelFiles& files) {
+  const std::string fingerprint = files.fingerprint();
+  const std::string path =
+      options.adapters.empty() ? shipped_adapters(fingerprint) : options.adapters;
+  if (path.empty()) return Adapters{};
+  CHUNKLLM_ASSIGN_OR_RETURN(const AdapterFile file, load_adapter_file(path));
+  CHUNKLLM_RETURN_IF_ERROR(check_fits(file, files.config(), fingerprint).with_context(path));
+  return Adapters{path,        file.maybe_chunk_adapter, file.maybe_qk_adapter,
+                  file.guards, file.head_join,           file.null_threshold};
+}
+
+Result<AttentionPlan> plan_attention(const CommonOptions& common, const AttentionOptions& options,
+                                     const ModelBundle& model, const Adapters& adapters, Task task,
+                                     std::int64_t num_tokens) {
+  const BackboneConfig& config = model.backbone.config();
+  AttentionPlan plan;
+  plan.kv = common.kv;
+  plan.adapters_path = adapters.path;
+  plan.maybe_chunk_adapter = adapters.maybe_chunk_adapter;
+  CHUNKLLM_ASSIGN_OR_RETURN(plan.scorer_kind, choose_scorer(options, adapters, task, num_tokens));
+  if (plan.scorer_kind != ScorerKind::kOracle) {
+    plan.scorer =
+        std::make_shared<const AnyScorer>(make_scorer(plan.scorer_kind, options, config, adapters));
+  }
+  const bool is_trained = plan.scorer_kind == ScorerKind::kAdapter;
+
+  SessionOptions& session = plan.session;
+  session.dense = options.dense;
+  session.dense_prefill = options.dense_prefill.value_or(false);
+  session.chunk.budget = options.budget;
+  session.chunk.selection =
+      options.selection.value_or(is_trained ? Selection::kLayer : Selection::kMax);
+  session.chunk.refresh = options.refresh;
+  session.chunk.head_join = options.head_join;
+  session.chunk.second_look = options.second_look;
+  session.chunk.guards = adapters.guards.value_or(ChunkGuards{});
+  if (is_trained) {
+    session.chunk.threshold = adapters.threshold;
+    if (!options.is_head_join_given) session.chunk.head_join = adapters.head_join;
+  }
+  CHUNKLLM_RETURN_IF_ERROR(validate(session.chunk));
+  // Teacher-forced reading is decoding, unless --prefill chunk asks for the sets of a prompt.
+  if (options.dense_prefill == false) plan.read_mode = ReadMode::kLayerLocal;
+
+  if (!options.dense) plan.notes.push_back(adapter_note(adapters, plan.scorer_kind));
+  CHUNKLLM_ASSIGN_OR_RETURN(
+      session.positions, choose_positions(options, session.chunk, config, num_tokens, plan.notes));
+  CHUNKLLM_RETURN_IF_ERROR(check_memory(model, common.kv, num_tokens));
+  return plan;
+}
+
+OrderedJson describe_attention(const AttentionOptions& options, const AttentionPlan& plan) {
+  if (plan.session.dense) return {{"mode", "dense"}, {"positions", "original"}};
+  OrderedJson json = {
+      {"mode", "chunk"},
+      {"budget", options.budget_text},
+      {"scorer", to_string(plan.scorer_kind)},
+      {"selection", to_string(plan.session.chunk.selection)},
+      {"positions", plan.session.positions == Positions::kInCache ? "in-cache" : "original"},
+      {"prefill", plan.session.dense_prefill ? "dense" : "chunk"},
+      {"adapters", nullptr}};
+  if (!plan.adapters_path.empty()) json["adapters"] = plan.adapters_path;
+  return json;
+}
+
+void print_notes(const CommonOptions& common, const AttentionPlan& plan) {
+  if (common.quiet) return;
+  for (const std::string& note : plan.notes) print_note(note);
+}
+
+Result<std::string> read_utf8_file(const std::string& path) {
+  CHUNKLLM_ASSIGN_OR_RETURN(std::string text, read_text_file(path, kMaxTextBytes));
+  if (text.empty()) return invalid_file(path + ": the file is empty, expected text");
+  const std::size_t wrong = find_invalid_utf8(text);
+  if (wrong != text.size()) {
+    return invalid_file(path + ": byte " + std::to_string(wrong) + " is not UTF-8, expected text");
+  }
+  return text;
+}
+
+Result<std::vector<std::int32_t>> read_ids_file(const std::string& path, std::int64_t vocab_size) {
+  CHUNKLLM_ASSIGN_OR_RETURN(const Json json, read_json_file(path, JsonLimits{}));
+  const auto* list = json.get_ptr<const Json::array_t*>();
+  if (list == nullptr || list->empty()) {
+    return invalid_file(path + ": is " + describe(json) + ", expected a list of token ids");
+  }
+  std::vector<std::int32_t> ids;
+  ids.reserve(list->size());
+  for (const Json& value : *list) {
+    const auto* id = value.get_ptr<const Json::number_unsigned_t*>();
+    if (id == nullptr || *id >= static_cast<std::uint64_t>(vocab_size)) {
+      return invalid_file(path + ": element " + std::to_string(ids.size()) + " is " +
+                          describe(value) + ", expected a token id from 0 to " +
+                          std::to_string(vocab_size - 1));
+    }
+    ids.push_back(static_cast<std::int32_t>(*id));
+  }
+  return ids;
+}
+
+Result<std::vector<std::int32_t>> encode_prompt(const BpeTokenizer& tokenizer,
+                                                std::string_view text, std::string_view origin) {
+  CHUNKLLM_ASSIGN_OR_RETURN(const std::vector<std::int32_t> words,
+                            tokenizer.encode(text, /*add_special_tokens=*/false));
+  std::vector<std::int32_t> ids(tokenizer.prefix_ids().begin(), tokenizer.prefix_ids().end());
+  ids.insert(ids.end(), words.begin(), words.end());
+  if (ids.empty()) return invalid_file(std::string(origin) + ": the text has no tokens");
+  return ids;
+}
+
+Result<std::vector<std::int32_t>> encode_file(const BpeTokenizer& tokenizer,
+                                              const std::string& path) {
+  CHUNKLLM_ASSIGN_OR_RETURN(const std::string text, read_utf8_file(path));
+  return encode_prompt(tokenizer, text, path);
+}
+
+}  // namespace chunkllm::cli

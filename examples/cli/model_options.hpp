@@ -1,0 +1,139 @@
+// Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "chunkllm/chunk/any_scorer.hpp"
+#include "chunkllm/core/dtype.hpp"
+#include "chunkllm/core/status.hpp"
+#include "chunkllm/core/thread_pool.hpp"
+#include "chunkllm/infer/model_bundle.hpp"
+#include "chunkllm/infer/session.hpp"
+#include "options.hpp"
+#include "output.hpp"
+
+namespace chunkllm::cli {
+
+/// Errors: kUnsupported for --device cuda, which this build does not have.
+Status check_device(const CommonOptions& options);
+
+/// Opens `--model` with a progress bar; Ctrl-C stops it with kInterrupted.
+///
+/// Errors: those of `check_device` and `ModelBundle::open`.
+Result<ModelBundle> open_model(const CommonOptions& options, ThreadPool& pool);
+
+/// Trained adapters for a model; empty members where there are none.
+struct Adapters {
+  std::string path;  ///< empty: no adapter file
+  std::shared_ptr<const ChunkAdapter> maybe_chunk_adapter;
+  std::shared_ptr<const QkAdapter> maybe_qk_adapter;
+  std::optional<ChunkGuards> guards;
+  HeadJoin head_join = HeadJoin::kMax;
+  float threshold = 0.0F;  ///< of the null class
+};
+
+/// Loads `--adapters`, or without it the shipped file whose fingerprint is the model's: one of
+/// adapters/*.safetensors or share/chunkllm/adapters/*.safetensors beside the program or in a
+/// folder above it, as a build tree and an installation have them.
+///
+/// Errors: those of the file's reader, and kInvalidFile where `--adapters` names a file that was
+/// made for another model. No shipped file is no error.
+Result<Adapters> find_adapters(const AttentionOptions& options, const ModelFiles& files);
+
+/// What a plan is for.
+enum class Task : std::uint8_t {
+  kGenerate,      ///< prompt, then new tokens
+  kTeacherForced  ///< `perplexity`, `evaluate`: the oracle is allowed, there is no second look
+};
+
+/// Everything that a `Session` needs, decided once from the flags, the model and the length.
+struct AttentionPlan {
+  SessionOptions session;
+  ScorerKind scorer_kind = ScorerKind::kMeanKey;
+  /// Null for the oracle until its scores are known: set it before `make_session`.
+  std::shared_ptr<const AnyScorer> scorer;
+  std::shared_ptr<const ChunkAdapter> maybe_chunk_adapter;
+  KvKind kv = KvKind::kF16;
+  std::string adapters_path;  ///< empty: training-free
+  /// What the user should know: positions, training-free scoring. See `print_notes`.
+  std::vector<std::string> notes;
+
+  /// How teacher-forced commands read: as decoding does, or layer-local under --prefill chunk.
+  ReadMode read_mode = ReadMode::kAsDecode;
+};
+
+/// Decides scorer, selection, positions and prefill.
+///
+/// \param num_tokens  prompt and new tokens
+/// Errors: kInvalidArgument for settings that contradict each other or the model's window;
+///         kResourceExhausted where the KV cache of `num_tokens` exceeds the machine's memory.
+Result<AttentionPlan> plan_attention(const CommonOptions& common, const AttentionOptions& options,
+                                     const ModelBundle& model, const Adapters& adapters, Task task,
+                                     std::int64_t num_tokens);
+
+/// The plan as a JSON object: mode, budget, scorer, selection, positions, adapters.
+OrderedJson describe_attention(const AttentionOptions& options, const AttentionPlan& plan);
+
+/// The plan's notes on stderr, one line each, unless --quiet.
+void print_notes(const CommonOptions& common, const AttentionPlan& plan);
+
+template <typename KvType>
+using CliSession = Session<DecoderBackbone, AnyScorer, KvType>;
+
+/// A session by the plan; the model and the pool must outlive it.
+template <typename KvType>
+Result<CliSession<KvType>> make_session(const ModelBundle& model, const AttentionPlan& plan,
+                                        ThreadPool& pool) {
+  return CliSession<KvType>::create(
+      model.backbone, plan.scorer, plan.maybe_chunk_adapter,
+      [&tokenizer = model.tokenizer](std::int32_t id) { return tokenizer.token_bytes(id); },
+      plan.session, pool);
+}
+
+/// Calls `visit.operator()<T>()` with T = F16, BF16 or float: the run-time choice of the KV type
+/// becomes a compile-time one.
+template <typename Visit>
+auto with_kv_type(KvKind kv, Visit&& visit) {
+  switch (kv) {
+    case KvKind::kBF16: return visit.template operator()<BF16>();
+    case KvKind::kF32: return visit.template operator()<float>();
+    case KvKind::kF16: break;
+  }
+  return visit.template operator()<F16>();
+}
+
+/// Makes a session by the plan and calls `visit(session)`, which returns a Status.
+template <typename Visit>
+Status with_session(const ModelBundle& model, const AttentionPlan& plan, ThreadPool& pool,
+                    Visit&& visit) {
+  return with_kv_type(plan.kv, [&]<typename KvType>() -> Status {
+    CHUNKLLM_ASSIGN_OR_RETURN(CliSession<KvType> session, make_session<KvType>(model, plan, pool));
+    return visit(session);
+  });
+}
+
+/// Text of a file, at most 256 MiB, checked to be UTF-8 and not empty.
+Result<std::string> read_utf8_file(const std::string& path);
+
+/// A JSON array of token ids, each in [0, vocab_size), at least one.
+Result<std::vector<std::int32_t>> read_ids_file(const std::string& path, std::int64_t vocab_size);
+
+/// Ids of a prompt's text: with the tokenizer's begin token, without its end token.
+///
+/// \param origin  where the text came from, for messages
+/// Errors: kInvalidFile where it gives no token.
+Result<std::vector<std::int32_t>> encode_prompt(const BpeTokenizer& tokenizer,
+                                                std::string_view text, std::string_view origin);
+
+/// `encode_prompt` of a file's text.
+Result<std::vector<std::int32_t>> encode_file(const BpeTokenizer& tokenizer,
+                                              const std::string& path);
+
+}  // namespace chunkllm::cli

@@ -1,0 +1,37 @@
+// Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+#include "options.hpp"
+
+namespace chunkllm::cli {
+
+/// A line on stderr that is drawn over and over, and removed at the end. Nothing is shown under
+/// --quiet or where stderr is no terminal.
+class ProgressBar {
+ public:
+  ProgressBar(const CommonOptions& options, std::string label, std::int64_t total);
+  ProgressBar(const ProgressBar&) = delete;
+  ProgressBar& operator=(const ProgressBar&) = delete;
+  ~ProgressBar();
+
+  /// \return false once the user has asked to stop: what progress callbacks of the library expect
+  bool update(std::int64_t done);
+  /// The same where the total is known only now.
+  bool update(std::int64_t done, std::int64_t total);
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  std::string label_;
+  std::int64_t total_;
+  bool shown_;
+  bool drawn_ = false;
+  Clock::time_point start_ = Clock::now();
+  Clock::time_point last_draw_;
+};
+
+}  // namespace chunkllm::cli

@@ -1,0 +1,45 @@
+// Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "chunkllm/io/dequantize.hpp"
+#include "chunkllm/io/gguf.hpp"
+#include "chunkllm/io/gguf_config.hpp"
+
+using namespace chunkllm;
+
+/// Every value through every getter, every tensor's last row dequantised, the configuration.
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  const auto bytes = std::as_bytes(std::span<const std::uint8_t>(data, size));
+  const Result<GgufFile> file = GgufFile::parse(bytes, "fuzz");
+  if (!file.ok()) return 0;
+  for (const std::string_view key : file->keys()) {
+    (void)file->optional_int(key, INT64_MIN, INT64_MAX);
+    (void)file->optional_double(key, -1e300, 1e300);
+    (void)file->optional_bool(key);
+    (void)file->optional_string(key);
+    (void)file->string_array(key);
+    (void)file->int_array(key, INT64_MIN, INT64_MAX);
+    (void)file->double_array(key);
+    std::vector<GgufValue> open = {*file->find(key)};
+    while (!open.empty()) {
+      const auto elements = GgufFile::elements(open.back());
+      open.pop_back();
+      if (!elements.ok()) continue;
+      for (const GgufValue& element : elements.value()) {
+        if (element.type == GgufType::kArray) open.push_back(element);
+      }
+    }
+  }
+  for (const GgufTensorInfo& info : file->tensor_infos()) {
+    const Result<TensorBytes> tensor = file->tensor(info.name);
+    if (!tensor.ok() || tensor->rows == 0 || tensor->bytes.empty()) continue;
+    std::vector<float> row(static_cast<std::size_t>(tensor->cols));
+    if (!dequantize_row(tensor.value(), tensor->rows - 1, row).ok()) __builtin_trap();
+  }
+  const Result<BackboneConfig> config = backbone_config_from_gguf(file.value());
+  if (config.ok() && !validate(config.value(), "fuzz").ok()) __builtin_trap();
+  return 0;
+}
