@@ -7,12 +7,15 @@
 
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <random>
 #include <vector>
 
 #include "../tests/reference/oracle.hpp"
+#include "attention_problem.hpp"
 #include "chunkllm/chunk/chunk_attention.hpp"
 #include "chunkllm/chunk/chunk_selector.hpp"
 #include "chunkllm/chunk/score_chunks.hpp"
@@ -154,31 +157,18 @@ void attend(benchmark::State& state, bool dense) {
   const chunkllm::AttendedSet set = dense ? chunkllm::AttendedSet{} : refresh.select();
   constexpr std::int64_t kTokens = kChunks * kChunkLen;
   const Shape& shape = kSmolLm2MeanKey;
-  const auto kv_width = static_cast<std::size_t>(shape.num_key_heads * shape.key_dim);
-  const std::vector<chunkllm::F16> kv(kv_width * kTokens, chunkllm::to_f16(0.5F));
-  const std::int64_t width = shape.num_heads * shape.key_dim;
-  const std::vector<float> q(static_cast<std::size_t>(width), 0.25F);
-  std::vector<float> out(q.size());
-  const chunkllm::AttentionTile tile{0, 1, &set};
-  chunkllm::ChunkAttentionArgs<chunkllm::F16> args;
-  args.q = {q.data(), 1, width};
-  args.out = {out.data(), 1, width};
-  args.kv.keys = kv.data();
-  args.kv.values = kv.data();
-  args.kv.num_tokens = kTokens;
-  args.kv.token_stride = static_cast<std::int64_t>(kv_width);
-  args.kv.head_stride = shape.key_dim;
-  args.tiles = {&tile, 1};
-  args.first_token = kTokens - 1;
-  args.num_heads = shape.num_heads;
-  args.num_kv_heads = shape.num_key_heads;
-  args.head_dim = shape.key_dim;
   chunkllm::ThreadPool pool(1);
-  std::vector<float> workspace(static_cast<std::size_t>(chunkllm::chunk_attention_workspace_floats(
-      shape.num_heads, shape.num_key_heads, shape.key_dim, kTokens, 1)));
+  chunkllm::bench::AttentionProblem problem({shape.num_heads, shape.num_key_heads, shape.key_dim},
+                                            kTokens, /*num_rows=*/1, pool.num_threads());
+  const chunkllm::AttentionTile tile{0, 1, &set};
+  const auto args = problem.args({&tile, 1});
+  const chunkllm::Status status = chunkllm::chunk_attention(args, problem.workspace(), pool);
+  if (!status.ok() || !problem.is_right(set)) {
+    state.SkipWithError(status.ok() ? "differs from the oracle" : status.message().c_str());
+    return;
+  }
   for (auto _ : state) {
-    benchmark::DoNotOptimize(
-        chunkllm::chunk_attention(args, std::span<float>(workspace), pool).ok());
+    benchmark::DoNotOptimize(chunkllm::chunk_attention(args, problem.workspace(), pool).ok());
     benchmark::ClobberMemory();
   }
   state.counters["attended"] = static_cast<double>(set.num_attended(kTokens - 1));

@@ -67,6 +67,10 @@ class Sequence {
     if (!chunks_) return logits;
     const auto num_tokens = static_cast<std::int64_t>(text_.size());
     const auto rows = chunks_->end_prompt(num_tokens, /*look_again=*/true, pool_);  // hook
+    if (!rows.ok()) {  // as in `attend_by_library`
+      std::fprintf(stderr, "%s\n", rows.status().message().c_str());
+      std::fill(logits.begin(), logits.end(), std::numeric_limits<float>::quiet_NaN());
+    }
     if (!rows.ok() || rows.value() == 0) return logits;
     return run_layers(num_tokens - rows.value());
   }

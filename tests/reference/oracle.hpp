@@ -177,19 +177,19 @@ inline Row scores(const ScoreProblem& p) {
   for (std::int64_t h = 0; h < num_heads; ++h) {
     const Row& q = p.queries[static_cast<std::size_t>(h)];
     const auto first = static_cast<std::size_t>(h / (num_heads / p.num_key_heads)) * q.size();
-    const auto logit = [&](const Row& key, double length) {
-      double sum = 0.0;
-      for (std::size_t i = 0; i < q.size(); ++i) sum += q[i] * key[first + i];
-      return p.scale * sum + (p.lengths.empty() ? 0.0 : std::log(length));
+    const auto logit = [&](const Row& key, double length, std::int64_t last_token) {
+      double z = 0.0;
+      for (std::size_t i = 0; i < q.size(); ++i) z += p.scale * q[i] * key[first + i];
+      if (!p.lengths.empty()) z += std::log(length);
+      if (!p.bias.empty()) {
+        const std::int64_t distance = std::max<std::int64_t>(1, p.query_token - last_token);
+        z += p.bias[static_cast<std::size_t>(h)][static_cast<std::size_t>(distance_bin(distance))];
+      }
+      return z;
     };
     Row z;
     for (std::size_t c = 0; c < p.keys.size(); ++c) {
-      z.push_back(logit(p.keys[c], p.lengths.empty() ? 1.0 : p.lengths[c]));
-      if (!p.bias.empty()) {
-        const std::int64_t distance = std::max<std::int64_t>(1, p.query_token - p.last_tokens[c]);
-        z.back() +=
-            p.bias[static_cast<std::size_t>(h)][static_cast<std::size_t>(distance_bin(distance))];
-      }
+      z.push_back(logit(p.keys[c], p.lengths.empty() ? 1.0 : p.lengths[c], p.last_tokens[c]));
     }
     double null_logit = 0.0;
     if (!p.null_logits.empty()) {
@@ -199,7 +199,9 @@ inline Row scores(const ScoreProblem& p) {
       for (std::size_t c = static_cast<std::size_t>(p.candidate_end); c < z.size(); ++c) {
         kept.push_back(z[c]);
       }
-      if (!p.open_key.empty()) kept.push_back(logit(p.open_key, p.open_length));
+      if (!p.open_key.empty()) {
+        kept.push_back(logit(p.open_key, p.open_length, p.query_token));
+      }
       const double largest = *std::max_element(kept.begin(), kept.end());
       double sum = 0.0;
       for (const double x : kept) sum += std::exp(x - largest);

@@ -316,6 +316,31 @@ TEST(AdapterFileWriter, RefusesWhatItCouldNotRead) {
   large->weight[2] = 1e6F;
   file.maybe_chunk_adapter = large;
   EXPECT_EQ(code(file, DType::kF16), StatusCode::kInvalidArgument);  // infinite in f16
+  const auto refused = [&](const std::string& part, const auto& change) {
+    AdapterFile wrong = adapters();
+    change(wrong);
+    const Status status = write_adapter_file(path, wrong, DType::kF32);
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << part;
+    EXPECT_NE(status.message().find(part), std::string::npos) << status.message();
+  };
+  refused("model.fingerprint", [](AdapterFile& f) { f.model.fingerprint = "a b"; });
+  refused("model.vocab_size", [](AdapterFile& f) { f.model.vocab_size = 0; });
+  refused("guards.min_len", [](AdapterFile& f) { f.guards.min_len = 0; });
+  refused("guards.max_len", [](AdapterFile& f) { f.guards.max_len = 2; });
+  refused("qk_adapter.null_threshold",
+          [](AdapterFile& f) { f.null_threshold = std::numeric_limits<float>::quiet_NaN(); });
+  refused("chunk_adapter.threshold", [](AdapterFile& f) {
+    auto chunk = std::make_shared<ChunkAdapter>(*f.maybe_chunk_adapter);
+    chunk->threshold = 2.0F;
+    f.maybe_chunk_adapter = chunk;
+  });
+  refused("layer 1", [](AdapterFile& f) {
+    std::vector<QkAdapterLayer> layers = f.maybe_qk_adapter->layers();
+    layers[1].distance_bias.clear();
+    f.maybe_qk_adapter =
+        std::make_shared<const QkAdapter>(std::move(layers), 6, 4, 2, 3, KeyPooling::kMean, true);
+  });
+  EXPECT_EQ(folder.num_entries(), 0U);
   EXPECT_EQ(code(file, DType::kBF16), StatusCode::kOk);
   EXPECT_EQ(folder.num_entries(), 1U);
 }

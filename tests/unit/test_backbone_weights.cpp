@@ -190,6 +190,9 @@ TEST(BackboneWeights, ImpossibleConfigurationsAreRefusedBeforeAnythingIsRead) {
     return load(MemoryTensorSource(config)).status().code();
   };
   EXPECT_EQ(code_of([](BackboneConfig& c) { c.num_kv_heads = 3; }), StatusCode::kInvalidFile);
+  // More query heads for one key-value head than attention takes.
+  EXPECT_EQ(code_of([](BackboneConfig& c) { c.num_heads = 258; }), StatusCode::kInvalidFile);
+  EXPECT_EQ(code_of([](BackboneConfig& c) { c.num_heads = 256; }), StatusCode::kNotFound);
   EXPECT_EQ(code_of([](BackboneConfig& c) { c.head_dim = 11; }), StatusCode::kInvalidFile);
   EXPECT_EQ(code_of([](BackboneConfig& c) { c.hidden_size = 0; }), StatusCode::kInvalidFile);
   EXPECT_EQ(code_of([](BackboneConfig& c) { c.sliding_window.pop_back(); }),

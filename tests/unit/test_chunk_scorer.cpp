@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <random>
 #include <set>
@@ -99,6 +100,18 @@ TEST(MinMaxKeyScorer, ProductIsTheUpperBound) {
     }
   }
   EXPECT_FALSE(scorer.shape().adds_log_length);
+}
+
+TEST(MinMaxKeyScorer, NanStaysWhereverItComes) {
+  const MinMaxKeyScorer scorer(4, 2, 6, 0.5F);
+  for (const std::size_t at : {0U, 3U, 7U}) {
+    Rows rows(8, 12, 24);
+    rows.keys[at][7] = std::numeric_limits<float>::quiet_NaN();  // feature 1 of head 1
+    const std::vector<float> key = key_of(scorer, rows, 8);
+    for (std::size_t i = 0; i < key.size(); ++i) {
+      EXPECT_EQ(std::isnan(key[i]), i == 12 + 1 || i == 12 + 6 + 1) << at << ", " << i;
+    }
+  }
 }
 
 TEST(RecentScorer, AllEqual) {

@@ -105,12 +105,7 @@ TEST(GatherKv, AttentionOverTheCopyEqualsAttentionInPlace) {
     EXPECT_TRUE(chunk_attention(args, std::span<float>(workspace), pool).ok());
     return out;
   };
-  KvView<float> copy;
-  copy.keys = keys.data();
-  copy.values = values.data();
-  copy.num_tokens = attended;
-  copy.token_stride = kHeads * kDim;
-  copy.head_stride = kDim;
+  const KvView<float> copy = contiguous_kv(keys.data(), values.data(), attended, kHeads, kDim);
   EXPECT_EQ(attend(cache.view, set), attend(copy, AttendedSet{}));
 }
 

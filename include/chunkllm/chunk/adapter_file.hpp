@@ -1,6 +1,7 @@
 // Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstddef>
@@ -59,6 +60,15 @@ inline constexpr std::int64_t kMaxAdapterLayers = 4096;
 inline constexpr std::int64_t kMaxAdapterWidth = std::int64_t{1} << 20;
 inline constexpr std::int64_t kMaxAdapterHeads = 4096;
 inline constexpr std::int64_t kMaxAdapterKeyDim = 4096;
+inline constexpr std::int64_t kMaxAdapterVocab = std::int64_t{1} << 31;
+inline constexpr std::int64_t kMaxAdapterMinLen = 4096;
+inline constexpr std::int64_t kMaxAdapterMaxLen = 65536;
+
+/// 1 to 128 printable characters without spaces.
+inline bool is_fingerprint(std::string_view text) {
+  const auto is_plain = [](char c) { return c > ' ' && c <= '~'; };
+  return !text.empty() && text.size() <= 128 && std::all_of(text.begin(), text.end(), is_plain);
+}
 
 inline std::string adapter_layer_name(std::int64_t layer, std::string_view part) {
   return "layers." + std::to_string(layer) + "." + std::string(part);
@@ -174,9 +184,7 @@ class AdapterReader {
 inline Result<AdapterModel> read_adapter_model(const AdapterReader& reader) {
   AdapterModel model;
   CHUNKLLM_ASSIGN_OR_RETURN(model.fingerprint, reader.text("model.fingerprint"));
-  bool is_plain = !model.fingerprint.empty() && model.fingerprint.size() <= 128;
-  for (const char c : model.fingerprint) is_plain = is_plain && c > ' ' && c <= '~';
-  if (!is_plain) {
+  if (!is_fingerprint(model.fingerprint)) {
     return invalid_file(field_error(reader.path(), "model.fingerprint",
                                     "\"" + printable(model.fingerprint) + "\"",
                                     "1 to 128 printable characters without spaces"));
@@ -191,7 +199,7 @@ inline Result<AdapterModel> read_adapter_model(const AdapterReader& reader) {
   CHUNKLLM_RETURN_IF_ERROR(read("model.num_heads", kMaxAdapterHeads, model.num_heads));
   CHUNKLLM_RETURN_IF_ERROR(read("model.num_kv_heads", kMaxAdapterHeads, model.num_kv_heads));
   CHUNKLLM_RETURN_IF_ERROR(read("model.head_dim", kMaxAdapterKeyDim, model.head_dim));
-  CHUNKLLM_RETURN_IF_ERROR(read("model.vocab_size", std::int64_t{1} << 31, model.vocab_size));
+  CHUNKLLM_RETURN_IF_ERROR(read("model.vocab_size", kMaxAdapterVocab, model.vocab_size));
   return model;
 }
 
@@ -269,9 +277,11 @@ inline Result<AdapterFile> read_adapter_file(const SafetensorsFile& file) {
   }
   AdapterFile result;
   CHUNKLLM_ASSIGN_OR_RETURN(result.model, read_adapter_model(reader));
-  CHUNKLLM_ASSIGN_OR_RETURN(result.guards.min_len, reader.integer("guards.min_len", 1, 4096));
-  CHUNKLLM_ASSIGN_OR_RETURN(result.guards.max_len,
-                            reader.integer("guards.max_len", result.guards.min_len, 65536));
+  CHUNKLLM_ASSIGN_OR_RETURN(result.guards.min_len,
+                            reader.integer("guards.min_len", 1, kMaxAdapterMinLen));
+  CHUNKLLM_ASSIGN_OR_RETURN(
+      result.guards.max_len,
+      reader.integer("guards.max_len", result.guards.min_len, kMaxAdapterMaxLen));
   if (reader.has("chunk_adapter.weight")) {
     CHUNKLLM_ASSIGN_OR_RETURN(result.maybe_chunk_adapter,
                               read_chunk_adapter(reader, result.model.hidden_size));

@@ -14,8 +14,11 @@
 #include <vector>
 
 #include "chunkllm/chunk/adapter_file.hpp"
+#include "chunkllm/chunk/chunk_scorer.hpp"
+#include "chunkllm/chunk/qk_adapter.hpp"
 #include "chunkllm/core/dtype.hpp"
 #include "chunkllm/core/status.hpp"
+#include "chunkllm/io/error_text.hpp"
 #include "chunkllm/io/safetensors_writer.hpp"
 #include "chunkllm/model/backbone_config.hpp"
 
@@ -86,6 +89,45 @@ class AdapterTensors {
   std::vector<SafetensorsTensor> tensors_;
 };
 
+/// Refuses what `load_adapter_file` would not take back.
+inline Status check_adapter_numbers(const AdapterFile& file) {
+  const auto check = [](const char* name, std::int64_t value, std::int64_t low,
+                        std::int64_t high) -> Status {
+    if (value >= low && value <= high) return {};
+    return invalid_argument(std::string(name) + " is " + std::to_string(value) + ", expected " +
+                            std::to_string(low) + " to " + std::to_string(high));
+  };
+  const auto check_share = [](const char* name, float value) -> Status {
+    if (value >= 0.0F && value <= 1.0F) return {};
+    return invalid_argument(std::string(name) + " is " + number_text(static_cast<double>(value)) +
+                            ", expected 0 to 1");
+  };
+  const AdapterModel& model = file.model;
+  if (!is_fingerprint(model.fingerprint)) {
+    return invalid_argument("model.fingerprint is \"" + printable(model.fingerprint) +
+                            "\", expected 1 to 128 printable characters without spaces");
+  }
+  CHUNKLLM_RETURN_IF_ERROR(check("model.num_layers", model.num_layers, 1, kMaxAdapterLayers));
+  CHUNKLLM_RETURN_IF_ERROR(check("model.hidden_size", model.hidden_size, 1, kMaxAdapterWidth));
+  CHUNKLLM_RETURN_IF_ERROR(check("model.num_heads", model.num_heads, 1, kMaxAdapterHeads));
+  CHUNKLLM_RETURN_IF_ERROR(check("model.num_kv_heads", model.num_kv_heads, 1, kMaxAdapterHeads));
+  CHUNKLLM_RETURN_IF_ERROR(check("model.head_dim", model.head_dim, 1, kMaxAdapterKeyDim));
+  CHUNKLLM_RETURN_IF_ERROR(check("model.vocab_size", model.vocab_size, 1, kMaxAdapterVocab));
+  CHUNKLLM_RETURN_IF_ERROR(check("guards.min_len", file.guards.min_len, 1, kMaxAdapterMinLen));
+  CHUNKLLM_RETURN_IF_ERROR(
+      check("guards.max_len", file.guards.max_len, file.guards.min_len, kMaxAdapterMaxLen));
+  if (file.maybe_chunk_adapter != nullptr) {
+    CHUNKLLM_RETURN_IF_ERROR(
+        check_share("chunk_adapter.threshold", file.maybe_chunk_adapter->threshold));
+  }
+  if (file.maybe_qk_adapter == nullptr) return {};
+  const ScorerShape shape = file.maybe_qk_adapter->shape();
+  CHUNKLLM_RETURN_IF_ERROR(validate(shape));
+  CHUNKLLM_RETURN_IF_ERROR(check("qk_adapter.num_heads", shape.num_heads, 1, kMaxAdapterHeads));
+  CHUNKLLM_RETURN_IF_ERROR(check("qk_adapter.key_dim", shape.key_dim, 1, kMaxAdapterKeyDim));
+  return check_share("qk_adapter.null_threshold", file.null_threshold);
+}
+
 inline Status add_chunk_adapter(const AdapterFile& file, AdapterTensors& tensors,
                                 std::map<std::string, std::string>& metadata) {
   const ChunkAdapter& adapter = *file.maybe_chunk_adapter;
@@ -106,6 +148,13 @@ inline Status add_qk_adapter(const AdapterFile& file, AdapterTensors& tensors,
   }
   for (std::int64_t l = 0; l < file.model.num_layers; ++l) {
     const QkAdapterLayer& layer = adapter.layers()[static_cast<std::size_t>(l)];
+    const QkAdapterLayer& first = adapter.layers().front();
+    if (layer.distance_bias.empty() != first.distance_bias.empty() ||
+        layer.null_weight.empty() != first.null_weight.empty() ||
+        layer.null_bias.empty() != first.null_bias.empty()) {
+      return invalid_argument("the QK Adapter of layer " + std::to_string(l) +
+                              " has other parts than that of layer 0");
+    }
     const auto add = [&](std::string_view part, std::vector<std::int64_t> sizes,
                          const std::vector<float>& values) {
       return tensors.add(adapter_layer_name(l, part), std::move(sizes), values);
@@ -138,11 +187,12 @@ inline Status add_qk_adapter(const AdapterFile& file, AdapterTensors& tensors,
 /// Writes an adapter file atomically. Equal arguments give equal bytes.
 ///
 /// \param dtype  kF32, kF16 or kBF16, of all tensors
-/// \param notes  further metadata, such as how the adapters were trained; no key may be the
-/// format's Errors: kInvalidArgument where a tensor does not fill its shape, a value is not finite
-/// in
-///         `dtype`, there is nothing to write, or a note takes a key of the format; those of
-///         `write_safetensors`.
+/// \param notes  further metadata, such as how the adapters were trained; no key may be one of the
+///               format's
+/// Errors: kUnsupported for another `dtype`; kInvalidArgument where a tensor does not fill its
+///         shape, a value is not finite in `dtype` or a number lies outside what a reader takes,
+///         where layers differ in what they have, there is nothing to write, or a note takes a key
+///         of the format; those of `write_safetensors`. Nothing is written then.
 inline Status write_adapter_file(const std::string& path, const AdapterFile& file, DType dtype,
                                  const std::map<std::string, std::string>& notes = {}) {
   if (file.maybe_chunk_adapter == nullptr && file.maybe_qk_adapter == nullptr) {
@@ -151,6 +201,7 @@ inline Status write_adapter_file(const std::string& path, const AdapterFile& fil
   if (dtype != DType::kF32 && dtype != DType::kF16 && dtype != DType::kBF16) {
     return unsupported(path + ": adapters are written as f32, f16 or bf16");
   }
+  CHUNKLLM_RETURN_IF_ERROR(detail::check_adapter_numbers(file).with_context(path));
   std::map<std::string, std::string> metadata = {
       {"format", std::string(detail::kAdapterFormat)},
       {"format_version", std::to_string(detail::kAdapterVersion)},

@@ -7,6 +7,7 @@
 
 #include "chunkllm/chunk/chunk_boundary.hpp"
 #include "chunkllm/chunk/chunk_selector.hpp"
+#include "chunkllm/chunk/chunk_table.hpp"
 #include "chunkllm/chunk/score_chunks.hpp"
 #include "chunkllm/core/status.hpp"
 
@@ -41,6 +42,12 @@ struct ChunkOptions {
   std::int64_t second_look = 64;   ///< tokens evaluated again at the prompt's end
   std::int64_t journal_len = 256;  ///< tokens that can be rolled back
 };
+
+/// `candidate_range` with the local window of the options.
+inline CandidateRange candidate_range(const ChunkTable& table, std::int64_t token,
+                                      const ChunkOptions& options) {
+  return candidate_range(table, token, options.local_min_tokens, options.local_min_chunks);
+}
 
 /// Errors: kInvalidArgument naming the setting, its value and the range.
 inline Status validate(const ChunkOptions& options) {

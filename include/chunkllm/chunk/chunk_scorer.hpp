@@ -2,9 +2,13 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <concepts>
 #include <cstdint>
 #include <span>
+#include <string>
+
+#include "chunkllm/core/status.hpp"
 
 namespace chunkllm {
 
@@ -34,6 +38,20 @@ struct ScorerShape {
     return num_heads * key_dim + (has_null_logits ? num_heads : 0);
   }
 };
+
+/// Errors: kInvalidArgument where a scorer with keys has no key heads, key features or state, where
+/// the key heads do not divide the heads, or where one without keys names some.
+inline Status validate(const ScorerShape& shape) {
+  const bool has_keys = shape.num_heads > 0 && shape.num_key_heads > 0 && shape.key_dim > 0 &&
+                        shape.state_size > 0 && shape.num_heads % shape.num_key_heads == 0;
+  const bool has_none = shape.num_heads == 0 && shape.key_size() == 0;
+  if (has_keys || has_none) return {};
+  return invalid_argument("the scorer has " + std::to_string(shape.num_heads) + " heads, " +
+                          std::to_string(shape.num_key_heads) + " key heads of " +
+                          std::to_string(shape.key_dim) + " features and a state of " +
+                          std::to_string(shape.state_size) +
+                          ", expected key heads that divide the heads, or none at all");
+}
 
 /// Who ranks the chunks. Const: one scorer serves any number of sequences and threads.
 ///
@@ -123,8 +141,10 @@ class MinMaxKeyScorer : public ChunkScorerBase {
       float* largest = state + head * 2 * head_dim_;
       float* smallest = largest + head_dim_;
       for (std::int64_t i = 0; i < head_dim_; ++i) {
-        largest[i] = is_first ? key[i] : std::max(largest[i], key[i]);
-        smallest[i] = is_first ? key[i] : std::min(smallest[i], key[i]);
+        // NaN stays wherever in the chunk it comes, so that the chunk's score tells of it.
+        const bool taken = is_first || std::isnan(key[i]);
+        if (taken || key[i] > largest[i]) largest[i] = key[i];
+        if (taken || key[i] < smallest[i]) smallest[i] = key[i];
       }
     }
   }

@@ -3,48 +3,32 @@
 
 #include <algorithm>
 #include <cassert>
-#include <cmath>
+#include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "chunkllm/chunk/attended_set.hpp"
-#include "chunkllm/chunk/chunk_attention.hpp"
+#include "chunkllm/chunk/attention_args.hpp"
+#include "chunkllm/chunk/boundary_journal.hpp"
+#include "chunkllm/chunk/chunk_boundary.hpp"
 #include "chunkllm/chunk/chunk_options.hpp"
 #include "chunkllm/chunk/chunk_scorer.hpp"
+#include "chunkllm/chunk/chunk_selector.hpp"
+#include "chunkllm/chunk/chunk_state_shape.hpp"
+#include "chunkllm/chunk/chunk_table.hpp"
 #include "chunkllm/chunk/layer_state.hpp"
+#include "chunkllm/chunk/score_chunks.hpp"
+#include "chunkllm/chunk/set_chooser.hpp"
+#include "chunkllm/core/status.hpp"
+#include "chunkllm/core/tensor_view.hpp"
 #include "chunkllm/core/thread_pool.hpp"
-#include "chunkllm/text/sentence_boundary_stream.hpp"
 
 namespace chunkllm {
-
-/// Shapes that the chunk state shares with its engine.
-struct ChunkStateShape {
-  std::int64_t num_layers = 0;
-  std::int64_t hidden_size = 0;
-  std::int64_t query_size = 0;  ///< num_heads * head_dim
-  std::int64_t kv_size = 0;     ///< num_kv_heads * head_dim
-  /// [num_layers] or empty: layers that keep a sliding window of their own and take no selection.
-  std::vector<bool> windowed;
-};
-
-/// How a step's tokens read the past.
-enum class ReadMode : std::uint8_t {
-  kDense,       ///< all of the past; boundaries and chunk keys are gathered, no set is chosen
-  kLayerLocal,  ///< each layer by its own sets: prefill, whatever the selection
-  kAsDecode     ///< by `ChunkOptions::selection`; joined sets cut a step at each trigger
-};
-
-/// Counted over all tokens so far.
-struct ChunkCounters {
-  std::int64_t boundaries = 0;
-  std::int64_t forced_boundaries = 0;
-  std::int64_t refreshes = 0;
-  std::int64_t nan_scores = 0;
-};
 
 /// The chunk bookkeeping of one sequence, for an engine that keeps its own loop and cache.
 ///
@@ -76,21 +60,15 @@ class ChunkState {
  public:
   /// \param maybe_adapter  finds the boundaries; null: the sentence rules do, over `on_token`
   /// Errors: those of `validate(options)`; kInvalidArgument for a shape without layers, a
-  /// `windowed` list of another length, no scorer, or an adapter of another hidden size.
+  /// `windowed` list of another length, no scorer or one whose shape contradicts itself, or an
+  /// adapter of another hidden size.
   static Result<ChunkState> create(ChunkStateShape shape, std::shared_ptr<const Scorer> scorer,
                                    std::shared_ptr<const ChunkAdapter> maybe_adapter,
                                    const ChunkOptions& options) {
     CHUNKLLM_RETURN_IF_ERROR(validate(options));
-    if (shape.num_layers < 1 || shape.hidden_size < 1) {
-      return invalid_argument("the shape has " + std::to_string(shape.num_layers) +
-                              " layers of hidden size " + std::to_string(shape.hidden_size));
-    }
-    if (!shape.windowed.empty() &&
-        static_cast<std::int64_t>(shape.windowed.size()) != shape.num_layers) {
-      return invalid_argument("windowed names " + std::to_string(shape.windowed.size()) +
-                              " layers, expected none or " + std::to_string(shape.num_layers));
-    }
+    CHUNKLLM_RETURN_IF_ERROR(validate(shape));
     if (scorer == nullptr) return invalid_argument("no scorer was given");
+    CHUNKLLM_RETURN_IF_ERROR(validate(scorer->shape()));
     if (maybe_adapter != nullptr &&
         static_cast<std::int64_t>(maybe_adapter->weight.size()) != shape.hidden_size) {
       return invalid_argument(
@@ -100,16 +78,14 @@ class ChunkState {
     return ChunkState(std::move(shape), std::move(scorer), std::move(maybe_adapter), options);
   }
 
-  [[nodiscard]] const ChunkTable& table() const { return table_; }
+  [[nodiscard]] const ChunkTable& table() const { return journal_.table(); }
   [[nodiscard]] const ChunkOptions& options() const { return options_; }
-  [[nodiscard]] const ChunkCounters& counters() const { return counters_; }
+  [[nodiscard]] const ChunkCounters& counters() const { return journal_.counters(); }
   [[nodiscard]] const Scorer& scorer() const { return *scorer_; }
   /// Tokens whose steps have ended.
   [[nodiscard]] std::int64_t num_tokens() const { return num_tokens_; }
   /// Tokens that `on_token` has seen; may run ahead of the steps.
-  [[nodiscard]] std::int64_t num_read_tokens() const {
-    return first_record_ + static_cast<std::int64_t>(records_.size());
-  }
+  [[nodiscard]] std::int64_t num_read_tokens() const { return journal_.num_read_tokens(); }
   [[nodiscard]] bool needs_token_bytes() const { return adapter_ == nullptr; }
   /// Bytes of chunk keys and sums that stay in memory.
   [[nodiscard]] std::int64_t resident_bytes() const {
@@ -122,9 +98,11 @@ class ChunkState {
   ///
   /// \param position  of a token in the step (or the second look) in progress, or of the next one.
   ///                  Windowed layers report all of the past: their window is the engine's.
+  ///                  In a step a layer's sets stand once its `tiles` has been called.
   [[nodiscard]] std::vector<TokenSpan> segments(std::int64_t layer, std::int64_t position) const {
     const LayerState& state = layer_at(layer);
-    const bool looks = look_rows_ > 0 && state.selectable && position < step_first_ + look_rows_;
+    if (!state.selectable || (dense_ && in_step(position))) return everything_.segments(position);
+    const bool looks = look_rows_ > 0 && in_step(position);
     return (looks ? state.look_set : state.set_at(position)).segments(position);
   }
 
@@ -143,17 +121,19 @@ class ChunkState {
   }
 
   /// Feeds a token's bytes to the sentence rules. Tokens come in order, each once.
-  void on_token(std::string_view bytes) {
-    TokenRecord record;
-    record.wanted = sentences_.on_token(bytes);
-    record.sentences = sentences_;
-    records_.push_back(record);
-  }
+  void on_token(std::string_view bytes) { journal_.on_token(bytes); }
 
   /// The views are read until the layer's `tiles` has returned (layer 0: until its rounds are
   /// over); the buffers behind them may then serve the next layer.
-  void on_layer_input(std::int64_t layer, MatrixView<const float> x) { layer_at(layer).inputs = x; }
+  ///
+  /// \param x  [step rows, hidden_size]
+  void on_layer_input(std::int64_t layer, MatrixView<const float> x) {
+    assert(x.cols == shape_.hidden_size);
+    layer_at(layer).inputs = x;
+  }
+  /// \param q  [step rows, query_size]   \param k  [step rows, kv_size]
   void on_layer_qk(std::int64_t layer, MatrixView<const float> q, MatrixView<const float> k) {
+    assert(q.cols == shape_.query_size && k.cols == shape_.kv_size);
     layer_at(layer).queries = q;
     layer_at(layer).keys_in = k;
   }
@@ -163,32 +143,38 @@ class ChunkState {
   /// Rows of the step that have left layer 0.
   [[nodiscard]] std::int64_t first_layer_rows() const { return first_layer_rows_; }
 
-  /// What the rows attend, ready for `chunk_attention`; valid until the layer's next call.
+  /// What the rows attend, ready for `chunk_attention`; valid until the next `tiles` of any layer
+  /// or `end_step`.
   ///
   /// Layer 0: the rows from `first_layer_rows()` on that this round covers, counted from 0.
   /// Other layers: all rows of the step.
   std::span<const AttentionTile> tiles(std::int64_t layer, ThreadPool& pool) {
     LayerState& state = layer_at(layer);
     if (look_rows_ > 0) {
-      if (state.selectable) take_rows(state, layer, step_first_ + step_rows_, nullptr);
+      if (state.selectable) {
+        state.take_rows(*scorer_, table(), step_first_, step_first_ + step_rows_,
+                        [](std::int64_t) {});
+      }
       tiles_.assign(1, {0, look_rows_, state.selectable ? &state.look_set : &everything_});
       return tiles_;
     }
     if (layer > 0) {
-      advance(state, layer, step_first_ + step_rows_, pool);
+      advance(state, step_first_ + step_rows_, pool);
       return cut_into_tiles(state, step_first_, step_first_ + step_rows_);
     }
     const std::int64_t first = step_first_ + first_layer_rows_;
     std::int64_t end = step_first_ + step_rows_;
     if (!everything_fits_) {
       if (boundaries_known_early()) {
-        for (std::int64_t token = first; token < end; ++token) decide(token, wanted(token));
-        advance(state, layer, end, pool);
+        for (std::int64_t token = first; token < end; ++token) {
+          decide(token, journal_.wanted(token));
+        }
+        advance(state, end, pool);
       } else {
         // A refresh that is due whatever the text says acts in the first layer, too.
         if (!joined_ && options_.refresh.triggers_at(first) && state.position <= first) {
           add_trigger(first);
-          advance(state, layer, first + 1, pool);
+          advance(state, first + 1, pool);
         }
         end = std::min(end, round_end(first));
       }
@@ -212,11 +198,11 @@ class ChunkState {
         const std::int64_t token = first + r;
         const bool boundary = decide(
             token, adapter_ != nullptr ? adapter_->probability(hidden.row(r)) > adapter_->threshold
-                                       : wanted(token));
+                                       : journal_.wanted(token));
         const bool trigger = boundary || (joined_ && options_.refresh.triggers_at(token));
         if (trigger && !everything_fits_) rows = r + 1;
       }
-      advance(layer_at(0), /*layer=*/0, first + rows, pool);
+      advance(layer_at(0), first + rows, pool);
     }
     first_layer_rows_ += rows;
     if (joined_ && !triggers_.empty() && !everything_fits_) step_rows_ = first_layer_rows_;
@@ -232,18 +218,13 @@ class ChunkState {
       return;
     }
     if (joined_ && !everything_fits_) {
-      for (const std::int64_t trigger : triggers_) refresh_joined(trigger, pool);
+      for (const std::int64_t trigger : triggers_) refresh_together(trigger, pool);
     }
     num_tokens_ += step_rows_;
     journal_begin_ = std::max(journal_begin_, num_tokens_ - options_.journal_len);
     has_last_row_ = has_last_row_ || step_rows_ > 0;
-    for (LayerState& layer : layers_) {
-      layer.prune_history(journal_begin_);
-    }
-    while (first_record_ < journal_begin_ - 1) {
-      records_.pop_front();
-      ++first_record_;
-    }
+    for (LayerState& layer : layers_) layer.prune_history(journal_begin_);
+    journal_.prune(journal_begin_);
     std::erase_if(looks_, [&](const LookRecord& look) { return look.end < journal_begin_; });
   }
 
@@ -263,25 +244,26 @@ class ChunkState {
     }
     const std::int64_t trigger = num_tokens_ - 1;
     const CandidateRange range = range_at(trigger);
-    if (last_trigger_ != trigger) ++counters_.refreshes;
+    if (last_trigger_ != trigger) journal_.count_refresh();
     last_trigger_ = trigger;
-    record_at(trigger).counters = counters_;
+    journal_.note_counters(trigger);
     if (budget_holds_all(range, trigger, options_.budget) && attends_everything()) {
       return std::int64_t{0};
     }
 
-    step_first_ = trigger;  // `pending_row` reads the remembered rows
+    step_first_ = trigger;  // `LayerState::row` gives the remembered ones
+    dense_ = false;
     for (LayerState& layer : layers_) {
       if (!layer.selectable) continue;
-      layer.pending.assign(1, PendingRefresh{trigger, trigger + 1, {}});
-      make_open_key(layer, range, layer.pending.front());
+      layer.pending.assign(
+          1, layer.make_pending(*scorer_, table(), range.num_closed, trigger, trigger + 1));
     }
     const bool joined = options_.selection != Selection::kLayer;
     if (joined) {
-      refresh_joined(trigger, pool);
+      refresh_together(trigger, pool);
     } else {
-      for (std::int64_t l = 0; l < shape_.num_layers; ++l) {
-        if (layer_at(l).selectable) refresh_pending(layer_at(l), l, pool);
+      for (LayerState& layer : layers_) {
+        if (layer.selectable) refresh_by_layer(layer, pool);
       }
     }
     if (!look_again) return std::int64_t{0};
@@ -297,31 +279,27 @@ class ChunkState {
   /// values that it replaced. Tokens that `on_token` has seen ahead of the steps are forgotten,
   /// too.
   ///
-  /// Errors: kOutOfRange beyond `journal_len` tokens before the longest length so far since the
-  /// journal was that long; nothing is changed then.
+  /// Errors: kOutOfRange where `num_tokens` lies more than `journal_len` tokens behind the longest
+  /// length so far, or ahead of the present one; nothing is changed then.
   Status rollback(std::int64_t num_tokens) {
     if (num_tokens < journal_begin_ || num_tokens > num_tokens_) {
       return out_of_range("rollback to token " + std::to_string(num_tokens) + " of " +
                           std::to_string(num_tokens_) + ", the journal begins at " +
                           std::to_string(journal_begin_));
     }
-    table_.rollback(num_tokens);
-    log_lengths_.resize(static_cast<std::size_t>(table_.num_chunks()));
+    journal_.rollback(num_tokens);
     while (!looks_.empty() && looks_.back().end > num_tokens) {
       undo_look(looks_.back());
       looks_.pop_back();
     }
-    const std::int64_t open = table_.open_begin();
-    std::int64_t nan_scores = counters_.nan_scores;
     for (LayerState& layer : layers_) {
-      nan_scores -= layer.rollback(num_tokens, open, table_.num_chunks());
+      journal_.count_nan_scores(-layer.rollback(num_tokens, table()));
     }
-    records_.resize(static_cast<std::size_t>(num_tokens - first_record_));
-    sentences_ = records_.empty() ? SentenceBoundaryStream{} : records_.back().sentences;
-    counters_ = records_.empty() ? ChunkCounters{} : records_.back().counters;
-    counters_.nan_scores = nan_scores;
+    if (last_trigger_ >= num_tokens) last_trigger_ = -1;
     has_last_row_ = has_last_row_ && num_tokens == num_tokens_;
     num_tokens_ = num_tokens;
+    look_rows_ = 0;
+    dense_ = false;
     return {};
   }
 
@@ -330,11 +308,6 @@ class ChunkState {
   /// stretches are mostly thrown away, shorter ones leave the matrix product too few rows.
   static constexpr std::int64_t kRowsAtATime = 32;
 
-  struct TokenRecord {
-    bool wanted = false;
-    SentenceBoundaryStream sentences;  // after the token
-    ChunkCounters counters;            // after the token; nan_scores stand in the set records
-  };
   struct LookRecord {
     std::int64_t first = 0;
     std::int64_t end = 0;
@@ -348,27 +321,24 @@ class ChunkState {
         scorer_(std::move(scorer)),
         adapter_(std::move(maybe_adapter)),
         options_(options),
-        scorer_shape_(scorer_->shape()) {
+        journal_(options.guards) {
     // A second look restarts sums in front of its first token, at the journal's far end, too.
     const std::int64_t ring_len =
         options.journal_len + std::max<std::int64_t>(options.second_look, 1) + 1;
     for (std::int64_t l = 0; l < shape_.num_layers; ++l) {
-      layers_.emplace_back(scorer_shape_, ring_len);
+      layers_.emplace_back(l, scorer_->shape(), ring_len);
       layers_.back().selectable =
           shape_.windowed.empty() || !shape_.windowed[static_cast<std::size_t>(l)];
     }
   }
 
+  [[nodiscard]] bool in_step(std::int64_t position) const {
+    return position >= step_first_ && position < step_first_ + step_rows_;
+  }
   LayerState& layer_at(std::int64_t layer) { return layers_[static_cast<std::size_t>(layer)]; }
   [[nodiscard]] const LayerState& layer_at(std::int64_t layer) const {
     return layers_[static_cast<std::size_t>(layer)];
   }
-  TokenRecord& record_at(std::int64_t token) {
-    while (num_read_tokens() <= token) records_.emplace_back();  // an adapter needs no bytes
-    return records_[static_cast<std::size_t>(token - first_record_)];
-  }
-  bool wanted(std::int64_t token) { return record_at(token).wanted; }
-
   [[nodiscard]] bool attends_everything() const {
     return std::all_of(layers_.begin(), layers_.end(), [](const LayerState& layer) {
       return layer.history.back().set == AttendedSet{};
@@ -377,20 +347,14 @@ class ChunkState {
   [[nodiscard]] bool boundaries_known_early() const { return adapter_ == nullptr && !joined_; }
 
   [[nodiscard]] CandidateRange range_at(std::int64_t trigger) const {
-    return candidate_range(table_, trigger, options_.local_min_tokens, options_.local_min_chunks);
+    return candidate_range(table(), trigger, options_);
   }
 
   /// First row behind those that layer 0 can try in one round, starting at token `first`.
   std::int64_t round_end(std::int64_t first) {
-    std::int64_t end = first + kRowsAtATime;
-    if (adapter_ == nullptr) {  // the rules' verdicts are there already: no row is tried in vain
-      end = first + 1;
-      const std::int64_t open = table_.open_begin();
-      while (end < num_read_tokens() &&
-             !decide_boundary(end - open, wanted(end - 1), options_.guards).boundary) {
-        ++end;
-      }
-    }
+    // The rules' verdicts are there already: no row is tried in vain.
+    const std::int64_t end =
+        adapter_ == nullptr ? journal_.open_chunk_end(first) : first + kRowsAtATime;
     for (std::int64_t token = first; token < end; ++token) {
       if (!options_.refresh.triggers_at(token)) continue;
       if (joined_) return token + 1;    // the set changes behind it
@@ -399,186 +363,51 @@ class ChunkState {
     return end;
   }
 
-  /// Closes the open chunk behind `token` where the verdict and the guards say so.
+  /// Closes the open chunk behind `token` where the verdict and the guards say so, and notes a
+  /// trigger.
   bool decide(std::int64_t token, bool wants) {
-    const BoundaryDecision decision =
-        decide_boundary(token + 1 - table_.open_begin(), wants, options_.guards);
-    if (decision.boundary) {
-      log_lengths_.push_back(std::log(static_cast<float>(token + 1 - table_.open_begin())));
-      table_.close(token + 1);
-      ++counters_.boundaries;
-      counters_.forced_boundaries += decision.forced ? 1 : 0;
-    }
-    const bool boundary_refresh =
-        decision.boundary && options_.refresh.kind == RefreshPolicy::Kind::kBoundary;
-    if (boundary_refresh || options_.refresh.triggers_at(token)) add_trigger(token);
-    record_at(token).counters = counters_;
-    return decision.boundary;
+    const bool boundary = journal_.decide(token, wants);
+    const bool refreshes = boundary && options_.refresh.kind == RefreshPolicy::Kind::kBoundary;
+    if (refreshes || options_.refresh.triggers_at(token)) add_trigger(token);
+    journal_.note_counters(token);
+    return boundary;
   }
 
   void add_trigger(std::int64_t token) {
     if (!triggers_.empty() && triggers_.back() == token) return;
     triggers_.push_back(token);
     last_trigger_ = token;
-    ++counters_.refreshes;
+    journal_.count_refresh();
   }
 
   /// Takes a layer's rows up to token `end` and chooses the sets of the triggers among them.
   /// Windowed layers take none.
-  void advance(LayerState& state, std::int64_t layer, std::int64_t end, ThreadPool& pool) {
+  void advance(LayerState& state, std::int64_t end, ThreadPool& pool) {
     if (!state.selectable) return;
     state.pending.clear();
-    take_rows(state, layer, end, &state.pending);
-    if (everything_fits_) {
-      state.pending.clear();
-      return;
-    }
-    if (!joined_) refresh_pending(state, layer, pool);
-  }
-
-  /// Adds rows to the open chunk's sum, closes keys, and notes triggers on the way.
-  void take_rows(LayerState& state, std::int64_t layer, std::int64_t end,
-                 std::vector<PendingRefresh>* maybe_pending) {
     auto trigger = std::lower_bound(triggers_.begin(), triggers_.end(), state.position);
-    close_key(state, layer);  // of a chunk that turned out to end with the last token taken
-    while (state.position < end) {
-      const std::int64_t token = state.position;
-      if (scorer_shape_.state_size > 0) {
-        const TokenRow row = state.row(token - step_first_);
-        scorer_->add_token(layer, row, token == begin_of(state.chunk), state.open.data());
-        state.journal(token);
-      }
-      ++state.position;
-      close_key(state, layer);
-      if (maybe_pending == nullptr || trigger == triggers_.end() || *trigger != token) continue;
+    state.take_rows(*scorer_, table(), step_first_, end, [&](std::int64_t token) {
+      if (trigger == triggers_.end() || *trigger != token) return;
       ++trigger;
+      if (everything_fits_) return;
       // The first layer learns of a boundary from its own output: one token later.
-      const bool at_once = layer > 0 || options_.refresh.triggers_at(token);
-      maybe_pending->push_back({token, at_once && !joined_ ? token : token + 1, {}});
-      make_open_key(state, range_at(token), maybe_pending->back());
-    }
-    if (end > step_first_) state.remember_row(end - 1 - step_first_);
-  }
-
-  /// Makes the key of the chunk that ends in front of the layer's next token, if one does.
-  void close_key(LayerState& state, std::int64_t layer) {
-    if (state.chunk >= table_.num_chunks() || table_.end(state.chunk) != state.position) return;
-    if (scorer_shape_.state_size > 0) {
-      state.key.resize(static_cast<std::size_t>(scorer_shape_.key_size()));
-      scorer_->make_key(layer, state.open.data(), table_.length(state.chunk), state.key.data());
-      state.put_key(state.chunk);
-    }
-    ++state.chunk;
-  }
-
-  [[nodiscard]] std::int64_t begin_of(std::int64_t chunk) const {
-    return chunk == 0 ? 0 : table_.end(chunk - 1);
-  }
-
-  /// Key of the part of the open chunk that lies at or before the trigger, if any.
-  void make_open_key(const LayerState& state, const CandidateRange& range,
-                     PendingRefresh& pending) {
-    if (scorer_shape_.num_heads == 0) return;
-    const std::int64_t begin = begin_of(range.num_closed);
-    const std::int64_t length = pending.trigger + 1 - begin;
-    if (length == 0) return;
-    pending.open_key.resize(static_cast<std::size_t>(scorer_shape_.key_size()));
-    const auto layer = static_cast<std::int64_t>(&state - layers_.data());
-    scorer_->make_key(layer, state.open.data(), length, pending.open_key.data());
-    pending.open_length = length;
-  }
-
-  /// Scores of a trigger's candidates in one layer.
-  std::vector<float> scores_of(const LayerState& state, std::int64_t layer,
-                               const PendingRefresh& pending, const CandidateRange& range) const {
-    std::vector<float> scores(static_cast<std::size_t>(range.num_candidates()));
-    if (scores.empty()) return scores;
-    if (scorer_shape_.num_heads == 0) {
-      scorer_->direct_scores(layer, pending.trigger, scores);
-      return scores;
-    }
-    std::vector<float> query(static_cast<std::size_t>(scorer_shape_.query_size()));
-    scorer_->make_query(layer, state.row(pending.trigger - step_first_), query.data());
-    ScoreChunksArgs args;
-    args.query = query.data();
-    if (scorer_shape_.has_null_logits) {
-      args.maybe_null = query.data() + scorer_shape_.num_heads * scorer_shape_.key_dim;
-    }
-    args.maybe_bias = scorer_->distance_bias(layer);
-    args.maybe_open_key = pending.open_key.empty() ? nullptr : pending.open_key.data();
-    if (scorer_shape_.adds_log_length) {
-      args.maybe_log_lengths = log_lengths_.data();
-      args.open_log_length =
-          std::log(static_cast<float>(std::max<std::int64_t>(pending.open_length, 1)));
-    }
-    args.keys = &state.keys;
-    args.table = &table_;
-    args.range = range;
-    args.query_token = pending.trigger;
-    args.num_heads = scorer_shape_.num_heads;
-    args.num_key_heads = scorer_shape_.num_key_heads;
-    args.key_dim = scorer_shape_.key_dim;
-    args.scale = scorer_shape_.scale;
-    args.head_join = options_.head_join;
-    std::vector<float> scratch;
-    score_chunks(args, scores, scratch);
-    return scores;
-  }
-
-  /// Chooses the set of each pending trigger by the layer's own scores.
-  void refresh_pending(LayerState& state, std::int64_t layer, ThreadPool& pool) {
-    std::vector<SetRecord> chosen(state.pending.size());
-    pool.parallel_for(static_cast<std::int64_t>(chosen.size()), [&](std::int64_t i, int) {
-      const PendingRefresh& pending = state.pending[static_cast<std::size_t>(i)];
-      SetRecord& record = chosen[static_cast<std::size_t>(i)];
-      record.trigger = pending.trigger;
-      record.effective = pending.effective;
-      const CandidateRange range = range_at(pending.trigger);
-      if (budget_holds_all(range, pending.trigger, options_.budget)) return;
-      const ChunkOrder order(scores_of(state, layer, pending, range), options_.threshold);
-      record.num_nan = order.num_nan();
-      record.chunks = take_within_budget(table_, range, pending.trigger, options_.budget, order);
-      record.set = make_attended_set(table_, record.chunks, range.tail_begin);
+      const bool at_once = state.index > 0 || options_.refresh.triggers_at(token);
+      state.pending.push_back(state.make_pending(*scorer_, table(), range_at(token).num_closed,
+                                                 token, at_once && !joined_ ? token : token + 1));
     });
-    for (SetRecord& record : chosen) {
-      counters_.nan_scores += record.num_nan;
-      state.history.push_back(std::move(record));
-    }
-    state.pending.clear();
+    if (!everything_fits_ && !joined_) refresh_by_layer(state, pool);
   }
 
+  /// Chooses the set of each of a layer's pending triggers by its own scores.
+  void refresh_by_layer(LayerState& state, ThreadPool& pool) {
+    journal_.count_nan_scores(chooser().by_layer(state, pool));
+  }
   /// Chooses one set for all layers by their joined scores, in effect behind the trigger.
-  void refresh_joined(std::int64_t trigger, ThreadPool& pool) {
-    SetRecord record;
-    record.trigger = trigger;
-    record.effective = trigger + 1;
-    const CandidateRange range = range_at(trigger);
-    if (!budget_holds_all(range, trigger, options_.budget)) {
-      std::vector<std::vector<float>> scores(layers_.size());
-      pool.parallel_for(shape_.num_layers, [&](std::int64_t l, int) {
-        const LayerState& layer = layer_at(l);
-        if (!layer.selectable) return;
-        const auto pending =
-            std::find_if(layer.pending.begin(), layer.pending.end(),
-                         [&](const PendingRefresh& p) { return p.trigger == trigger; });
-        assert(pending != layer.pending.end());
-        scores[static_cast<std::size_t>(l)] = scores_of(layer, l, *pending, range);
-      });
-      std::erase_if(scores, [](const std::vector<float>& s) { return s.empty(); });
-      const ChunkOrder order(join_layers(scores, options_.selection, table_, range, trigger,
-                                         options_.budget, options_.threshold),
-                             options_.threshold);
-      record.num_nan = order.num_nan();
-      counters_.nan_scores += record.num_nan;
-      record.chunks = take_within_budget(table_, range, trigger, options_.budget, order);
-      record.set = make_attended_set(table_, record.chunks, range.tail_begin);
-    }
-    for (LayerState& layer : layers_) {
-      layer.pending.clear();
-      if (!layer.selectable) continue;
-      layer.history.push_back(record);
-      record.num_nan = 0;  // counted once
-    }
+  void refresh_together(std::int64_t trigger, ThreadPool& pool) {
+    journal_.count_nan_scores(chooser().together(layers_, trigger, pool));
+  }
+  [[nodiscard]] SetChooser<Scorer> chooser() const {
+    return {*scorer_, options_, journal_.table(), journal_.log_lengths(), step_first_};
   }
 
   /// Cuts tokens [first, end) where the layer's set changes.
@@ -609,15 +438,13 @@ class ChunkState {
     look.first = first;
     look.end = first + rows;
     const std::int64_t window = range_at(first).tail_begin;
-    const std::int64_t chunk = table_.chunk_of(first);
-    look.first_chunk = chunk;
-    const std::int64_t begin = begin_of(chunk);
+    look.first_chunk = table().chunk_of(first);
     for (LayerState& layer : layers_) {
-      look.layers.push_back(layer.back_up(first, look.end, chunk));
+      look.layers.push_back(layer.back_up(first, look.end, look.first_chunk));
       const SetRecord& chosen = layer.history.back();
       layer.look_set =
-          make_attended_set(table_, chosen.chunks, std::min(window, chosen.set.tail_begin));
-      layer.restart(first, chunk, begin);
+          make_attended_set(table(), chosen.chunks, std::min(window, chosen.set.tail_begin));
+      layer.restart(first, table());
     }
     if (options_.journal_len > 0) looks_.push_back(std::move(look));
   }
@@ -632,20 +459,13 @@ class ChunkState {
   std::shared_ptr<const Scorer> scorer_;
   std::shared_ptr<const ChunkAdapter> adapter_;
   ChunkOptions options_;
-  ScorerShape scorer_shape_;
 
-  ChunkTable table_;
-  std::vector<float> log_lengths_;  // of closed chunks
+  BoundaryJournal journal_;
   std::vector<LayerState> layers_;
-  ChunkCounters counters_;
   std::int64_t num_tokens_ = 0;
   std::int64_t journal_begin_ = 0;  // the oldest length that a rollback can go to
   std::int64_t last_trigger_ = -1;
   bool has_last_row_ = false;  // the layers remember the rows of token num_tokens_ - 1
-
-  SentenceBoundaryStream sentences_;
-  std::deque<TokenRecord> records_;  // of tokens from first_record_ on
-  std::int64_t first_record_ = 0;
   std::vector<LookRecord> looks_;
 
   // The step in progress.

@@ -41,6 +41,21 @@ struct KvView {
   }
 };
 
+/// A view of [num_tokens, num_kv_heads, head_dim] without gaps.
+template <typename T>
+KvView<T> contiguous_kv(const T* keys, const T* values, std::int64_t num_tokens,
+                        std::int64_t num_kv_heads, std::int64_t head_dim,
+                        Rotation rotation = Rotation::kAtTokenPosition) {
+  KvView<T> view;
+  view.keys = keys;
+  view.values = values;
+  view.num_tokens = num_tokens;
+  view.token_stride = num_kv_heads * head_dim;
+  view.head_stride = head_dim;
+  view.rotation = rotation;
+  return view;
+}
+
 /// Keys and values of all layers of one sequence, [layer][token, num_kv_heads, head_dim].
 ///
 /// \tparam T  float, F16 or BF16; values are rounded once, when they are stored
@@ -135,14 +150,8 @@ class KvCache {
 
   [[nodiscard]] KvView<T> view(std::int64_t layer, Rotation rotation) const {
     const Layer& source = layers_[static_cast<std::size_t>(layer)];
-    KvView<T> out;
-    out.keys = source.keys.get();
-    out.values = source.values.get();
-    out.num_tokens = num_tokens_;
-    out.token_stride = row_size();
-    out.head_stride = head_dim_;
-    out.rotation = rotation;
-    return out;
+    return contiguous_kv<T>(source.keys.get(), source.values.get(), num_tokens_, num_kv_heads_,
+                            head_dim_, rotation);
   }
 
  private:

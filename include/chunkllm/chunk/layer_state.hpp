@@ -9,6 +9,7 @@
 #include "chunkllm/chunk/attended_set.hpp"
 #include "chunkllm/chunk/chunk_keys.hpp"
 #include "chunkllm/chunk/chunk_scorer.hpp"
+#include "chunkllm/chunk/chunk_table.hpp"
 #include "chunkllm/core/tensor_view.hpp"
 
 namespace chunkllm {
@@ -33,25 +34,29 @@ struct SetRecord {
 /// One layer's part of a `ChunkState`: chunk keys, the open chunk's sum, the sets in force, and
 /// what is needed to go back.
 struct LayerState {
-  LayerState(const ScorerShape& shape, std::int64_t num_ring_tokens)
-      : keys(shape.key_size()),
+  LayerState(std::int64_t layer, const ScorerShape& shape, std::int64_t num_ring_tokens)
+      : index(layer),
+        keys(shape.key_size()),
         open(static_cast<std::size_t>(shape.state_size)),
         ring(static_cast<std::size_t>(shape.state_size * num_ring_tokens)),
         ring_len(num_ring_tokens),
         uses_input(shape.uses_input),
-        uses_query_key(shape.uses_query_key) {
+        uses_query_key(shape.uses_query_key),
+        uses_open_key(shape.num_heads > 0 && !shape.has_null_logits) {
     history.emplace_back();
   }
 
-  bool selectable = true;
+  std::int64_t index;      // of the layer
+  bool selectable = true;  // false: the layer keeps a window of its own and takes no rows
   ChunkKeys keys;
   std::vector<float> open;  // sum (or the scorer's other state) of the open chunk
   std::vector<float> ring;  // `open` after each of the last tokens, at token % ring_len
   std::int64_t ring_len;
   bool uses_input;
   bool uses_query_key;
-  std::int64_t position = 0;      // tokens taken
-  std::int64_t chunk = 0;         // chunk that token `position` belongs to
+  bool uses_open_key;         // in the null class; an adapter's own null logits make it needless
+  std::int64_t position = 0;  // tokens taken
+  std::int64_t chunk = 0;     // chunk that token `position` belongs to
   std::deque<SetRecord> history;  // ascending by `effective`; the last is in force
   std::vector<PendingRefresh> pending;
   AttendedSet look_set;
@@ -78,6 +83,44 @@ struct LayerState {
       out.key = keys_in.data != nullptr ? keys_in.row(r) : nullptr;
     }
     return out;
+  }
+
+  /// Adds rows up to token `end` to the open chunk's sum and makes the keys of chunks that close on
+  /// the way.
+  ///
+  /// \param step_first   token of row 0 of the views above
+  /// \param after_token  called with each token once it is taken
+  template <ChunkScorer Scorer, typename AfterToken>
+  void take_rows(const Scorer& scorer, const ChunkTable& table, std::int64_t step_first,
+                 std::int64_t end, const AfterToken& after_token) {
+    close_key(scorer, table);  // of a chunk that turned out to end with the last token taken
+    while (position < end) {
+      const std::int64_t token = position;
+      if (!open.empty()) {
+        scorer.add_token(index, row(token - step_first), token == table.begin(chunk), open.data());
+        journal(token);
+      }
+      ++position;
+      close_key(scorer, table);
+      after_token(token);
+    }
+    if (end > step_first) remember_row(end - 1 - step_first);
+  }
+
+  /// A refresh at `trigger`, the last token taken, with the key of the open chunk at that point.
+  ///
+  /// \param num_closed  chunks that are closed at the trigger
+  template <ChunkScorer Scorer>
+  [[nodiscard]] PendingRefresh make_pending(const Scorer& scorer, const ChunkTable& table,
+                                            std::int64_t num_closed, std::int64_t trigger,
+                                            std::int64_t effective) const {
+    PendingRefresh made{trigger, effective, {}};
+    const std::int64_t length = trigger + 1 - table.begin(num_closed);
+    if (!uses_open_key || length == 0) return made;
+    made.open_key.resize(static_cast<std::size_t>(keys.key_size()));
+    made.open_length = length;
+    scorer.make_key(index, open.data(), length, made.open_key.data());
+    return made;
   }
 
   /// Copies row `r`: the engine may reuse its buffers for the next layer.
@@ -111,36 +154,26 @@ struct LayerState {
     }
   }
 
-  /// Notes the open sum behind `token`.
-  void journal(std::int64_t token) { std::copy(open.begin(), open.end(), ring_at(token)); }
-
-  void put_key(std::int64_t index) {
-    if (index < keys.num_chunks()) {
-      keys.write(index, key.data());
-    } else {
-      keys.append(key.data());
-    }
-  }
-
-  /// Goes back to token `first`, which lies in chunk `index` that begins at `begin`.
-  void restart(std::int64_t first, std::int64_t index, std::int64_t begin) {
+  /// Goes back to token `first`, whose chunk closed or open is known to the table.
+  void restart(std::int64_t first, const ChunkTable& table) {
     position = first;
-    chunk = index;
-    if (first > begin) {
+    chunk = table.chunk_of(first);
+    if (first > table.begin(chunk)) {
       std::copy_n(ring_at(first - 1), static_cast<std::int64_t>(open.size()), open.begin());
     }
   }
 
+  /// \param table  has been rolled back
   /// \return NaN scores of the refreshes that are undone
-  std::int64_t rollback(std::int64_t num_tokens, std::int64_t open_begin, std::int64_t num_chunks) {
-    if (keys.num_chunks() > num_chunks) keys.truncate(num_chunks);
+  std::int64_t rollback(std::int64_t num_tokens, const ChunkTable& table) {
+    if (keys.num_chunks() > table.num_chunks()) keys.truncate(table.num_chunks());
     std::int64_t num_nan = 0;
     while (history.back().trigger >= num_tokens) {
       num_nan += history.back().num_nan;
       history.pop_back();
     }
     pending.clear();
-    restart(num_tokens, num_chunks, open_begin);
+    restart(num_tokens, table);
     return num_nan;
   }
 
@@ -172,12 +205,31 @@ struct LayerState {
       std::copy_n(backup.sums.begin() + i * size, size, ring_at(first + i));
     }
     for (std::size_t i = 0; i < backup.keys.size(); ++i) {
-      const std::int64_t index = first_chunk + static_cast<std::int64_t>(i);
-      if (index < keys.num_chunks()) keys.write(index, backup.keys[i].data());
+      const std::int64_t at = first_chunk + static_cast<std::int64_t>(i);
+      if (at < keys.num_chunks()) keys.write(at, backup.keys[i].data());
     }
   }
 
  private:
+  /// Makes the key of the chunk that ends in front of the layer's next token, if one does.
+  template <ChunkScorer Scorer>
+  void close_key(const Scorer& scorer, const ChunkTable& table) {
+    if (chunk >= table.num_chunks() || table.end(chunk) != position) return;
+    if (!open.empty()) {
+      key.resize(static_cast<std::size_t>(keys.key_size()));
+      scorer.make_key(index, open.data(), table.length(chunk), key.data());
+      if (chunk < keys.num_chunks()) {
+        keys.write(chunk, key.data());
+      } else {
+        keys.append(key.data());
+      }
+    }
+    ++chunk;
+  }
+
+  /// Notes the open sum behind `token`.
+  void journal(std::int64_t token) { std::copy(open.begin(), open.end(), ring_at(token)); }
+
   std::vector<float>::iterator ring_at(std::int64_t token) {
     return ring.begin() + token % ring_len * static_cast<std::int64_t>(open.size());
   }

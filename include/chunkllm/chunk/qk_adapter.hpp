@@ -37,6 +37,9 @@ struct QkAdapterLayer {
 class QkAdapter : public ChunkScorerBase {
  public:
   QkAdapter() = default;
+  /// \param layers       of the sizes above, all with the same optional parts; `load_adapter_file`
+  ///                     checks that, this does not
+  /// \param num_key_heads  divides num_heads
   QkAdapter(std::vector<QkAdapterLayer> layers, std::int64_t hidden_size, std::int64_t num_heads,
             std::int64_t num_key_heads, std::int64_t key_dim, KeyPooling pooling,
             bool adds_log_length)

@@ -72,7 +72,8 @@ struct ScoreChunksArgs {
 ///   p[h,c] = softmax of z[h,.] over the candidates and one null logit
 ///   score[c] = max (or mean) over h of p[h,c]
 ///
-/// e_c is the chunk's last token. The null logit is the adapter's n_h . x + n0_h, or else the
+/// e_c is the chunk's last token (of the open chunk the trigger itself); distances below 1 count as
+/// 1. The null logit is the adapter's n_h . x + n0_h, or else the
 /// logsumexp of z over the chunks that are attended anyway: chunk 0, the local window, the open
 /// chunk. A chunk's score so is the share of attention that it would take from the kept part.
 ///
@@ -119,6 +120,8 @@ inline void score_chunks(const ScoreChunksArgs& args, std::span<float> scores,
         open = args.scale * simd::dot(args.query + h * args.key_dim,
                                       args.maybe_open_key + h / group * args.key_dim, args.key_dim);
         if (args.maybe_log_lengths != nullptr) open += args.open_log_length;
+        // Its newest token is the trigger: the nearest bin, too.
+        if (args.maybe_bias != nullptr) open += args.maybe_bias[h * kNumDistanceBins];
       }
       float largest = std::max(open, z[0]);
       for (std::int64_t c = args.range.end; c < closed; ++c) largest = std::max(largest, z[c]);

@@ -1,7 +1,6 @@
 // Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cassert>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -88,9 +87,10 @@ class [[nodiscard]] Result {
  public:
   // Implicit on purpose: `return value;` and `return invalid_file(...)` both read naturally.
   Result(T value) : value_(std::move(value)) {}
-  Result(Status status) : status_(std::move(status)) {
-    assert(!status_.ok() && "an ok Result needs a value");
-  }
+  /// An ok status says nothing of a value, so it becomes kInternal: it must not pass for success.
+  Result(Status status)
+      : status_(status.ok() ? Status(StatusCode::kInternal, "a result without a value")
+                            : std::move(status)) {}
 
   [[nodiscard]] bool ok() const { return value_.has_value(); }
   [[nodiscard]] const Status& status() const { return status_; }

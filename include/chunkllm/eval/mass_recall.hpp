@@ -18,6 +18,7 @@
 #include "chunkllm/chunk/chunk_options.hpp"
 #include "chunkllm/chunk/chunk_scorer.hpp"
 #include "chunkllm/chunk/chunk_table.hpp"
+#include "chunkllm/chunk/layer_scores.hpp"
 #include "chunkllm/chunk/score_chunks.hpp"
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/core/thread_pool.hpp"
@@ -72,29 +73,16 @@ class RecordingScorer : public ChunkScorerBase {
  private:
   [[nodiscard]] std::vector<float> score(std::int64_t layer,
                                          const RecordedScores::Layer& record) const {
-    const ScorerShape shape = scorer_->shape();
-    const std::int64_t trigger = record.num_tokens - 1;
-    ScoreChunksArgs args;
-    args.range = candidate_range(record.table, trigger, options_.local_min_tokens,
-                                 options_.local_min_chunks);
-    std::vector<float> scores(static_cast<std::size_t>(args.range.num_candidates()));
-    std::vector<float> query(static_cast<std::size_t>(shape.query_size()));
-    scorer_->make_query(layer, record.newest, query.data());
-    args.query = query.data();
-    if (shape.has_null_logits) args.maybe_null = query.data() + shape.num_heads * shape.key_dim;
-    args.maybe_bias = scorer_->distance_bias(layer);
-    if (shape.adds_log_length) args.maybe_log_lengths = record.log_lengths.data();
-    args.keys = &record.keys;
-    args.table = &record.table;
-    args.query_token = trigger;
-    args.num_heads = shape.num_heads;
-    args.num_key_heads = shape.num_key_heads;
-    args.key_dim = shape.key_dim;
-    args.scale = shape.scale;
-    args.head_join = options_.head_join;
-    std::vector<float> scratch;
-    score_chunks(args, scores, scratch);
-    return scores;
+    LayerRefresh refresh;
+    refresh.layer = layer;
+    refresh.trigger = record.num_tokens - 1;
+    refresh.row = record.newest;
+    refresh.range = candidate_range(record.table, refresh.trigger, options_);
+    refresh.table = &record.table;
+    refresh.keys = &record.keys;
+    refresh.log_lengths = record.log_lengths.data();
+    refresh.head_join = options_.head_join;
+    return layer_scores(*scorer_, refresh);
   }
 
   std::shared_ptr<const AnyScorer> scorer_;

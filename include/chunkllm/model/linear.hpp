@@ -37,7 +37,8 @@ class Linear {
 
   /// Packs `parts` from top to bottom.
   ///
-  /// Errors: kInvalidFile where shapes disagree or a row is not a whole number of blocks.
+  /// Errors: kInvalidFile where shapes disagree or a row is not a whole number of blocks, and those
+  /// of `PackedWeights::pack`.
   static Result<Linear> create(std::span<const LinearPart> parts, WeightFormat format,
                                ThreadPool& pool) {
     Linear linear;

@@ -42,7 +42,8 @@ class PackedWeights {
   ///
   /// \param row_order  packed row i is the tensor's row `row_order[i]`; empty: as in the file
   /// Errors: kInvalidFile if a row is not a whole number of blocks or bytes are missing;
-  ///         kInvalidArgument if `row_order` has another length or names rows outside the tensor.
+  ///         kInvalidArgument if `row_order` has another length or names rows outside the tensor;
+  ///         kUnsupported for int8 where input features are no multiple of 32.
   static Result<PackedWeights> pack(const TensorBytes& tensor,
                                     std::span<const std::int64_t> row_order, WeightFormat format,
                                     ThreadPool& pool);

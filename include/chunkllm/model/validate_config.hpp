@@ -20,6 +20,7 @@ struct ConfigLimits {
   static constexpr std::int64_t kMaxIntermediateSize = 1 << 20;
   static constexpr std::int64_t kMaxHeads = 4096;
   static constexpr std::int64_t kMaxHeadDim = 512;
+  static constexpr std::int64_t kMaxHeadRatio = 128;  ///< query heads a key-value head
   static constexpr std::int64_t kMaxVocabSize = 1 << 24;
   static constexpr std::int64_t kMaxContextLength = (std::int64_t{1} << 31) - 1;
   static constexpr double kMaxRopeTheta = 1e15;
@@ -60,6 +61,12 @@ inline Status validate_shapes(const BackboneConfig& config, std::string_view ori
     return invalid_file(
         field_error(origin, "num_kv_heads", std::to_string(config.num_kv_heads),
                     "a divisor of the " + std::to_string(config.num_heads) + " query heads"));
+  }
+  if (config.num_heads / config.num_kv_heads > Limits::kMaxHeadRatio) {
+    return invalid_file(field_error(origin, "num_kv_heads", std::to_string(config.num_kv_heads),
+                                    "at least one for every " +
+                                        std::to_string(Limits::kMaxHeadRatio) + " of the " +
+                                        std::to_string(config.num_heads) + " query heads"));
   }
   CHUNKLLM_RETURN_IF_ERROR(check_int(origin, "head_dim", config.head_dim, 2, Limits::kMaxHeadDim));
   if (config.head_dim % 2 != 0) {
@@ -123,8 +130,8 @@ inline Status validate_rope(const BackboneConfig& config, std::string_view origi
 }  // namespace detail
 
 /// Checks that a backbone of this configuration can be built: sizes positive and within
-/// `ConfigLimits`, heads that divide, an even head_dim, finite constants, token ids in the
-/// vocabulary.
+/// `ConfigLimits`, heads that divide and are not too many a key-value head, an even head_dim,
+/// finite constants, token ids in the vocabulary.
 ///
 /// \param origin  the file the configuration came from, for messages
 /// Errors: kInvalidFile, naming the field, its value and what was expected.
