@@ -10,7 +10,7 @@ macro(chunkllm_require package version debian_package)
 endmacro()
 
 chunkllm_require(Eigen3 3.4 libeigen3-dev)
-chunkllm_require(nlohmann_json 3.10 nlohmann-json3-dev)
+chunkllm_require(nlohmann_json 3.11 nlohmann-json3-dev)
 find_package(Threads REQUIRED)
 
 set(chunkllm_with_cuda OFF)

@@ -1,7 +1,6 @@
 # Install rules. Components: chunkllm_headers, chunkllm_cuda, chunkllm_program.
 
 include(CMakePackageConfigHelpers)
-include(GNUInstallDirs)
 
 set(chunkllm_config_dir "${CMAKE_INSTALL_LIBDIR}/cmake/chunkllm")
 
@@ -50,4 +49,13 @@ endif()
 if(TARGET chunkllm_cli)
   install(TARGETS chunkllm_cli RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}"
                                        COMPONENT chunkllm_program)
+  # The program finds them there; see also CHUNKLLM_DATADIR in examples/CMakeLists.txt.
+  if(IS_DIRECTORY "${PROJECT_SOURCE_DIR}/adapters")
+    install(
+      DIRECTORY "${PROJECT_SOURCE_DIR}/adapters/"
+      DESTINATION "${CMAKE_INSTALL_DATADIR}/chunkllm/adapters"
+      COMPONENT chunkllm_program
+      FILES_MATCHING
+      PATTERN "*.safetensors")
+  endif()
 endif()

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 # Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
-"""Writes the seed inputs of the file-format fuzzers: tests/fuzz/corpus/{gguf,safetensors,config_json}.
+"""Writes the seed inputs of the file-format fuzzers under tests/fuzz/corpus: gguf, safetensors,
+config_json and adapter. (Those of tokenizer and sentences are texts, written by hand.)
 
 usage: make_fuzz_corpus.py [CORPUS_FOLDER]
 
-Needs only Python's standard library. The files are a few hundred bytes each and deterministic.
+Needs only Python's standard library. The files are small and deterministic.
 """
 import json
+import math
 import pathlib
 import struct
 import sys
@@ -78,6 +80,17 @@ def gguf_files():
         [embedding, ("output_norm.weight", [8], 0), ("rope_freqs.weight", [2], 0)])
     yield "qwen3", gguf(config("qwen3") + [("qwen3.attention.key_length", "u32", 16)],
                         [embedding, ("blk.0.attn_q_norm.weight", [16], 30)])
+    byte_level = [("tokenizer.ggml.model", "string", "gpt2"),
+                  ("tokenizer.ggml.pre", "string", "llama-bpe"),
+                  ("tokenizer.ggml.tokens", "string", ["a", "b", "ab", "<s>", "</s>", "\u0120"]),
+                  ("tokenizer.ggml.token_type", "i32", [1, 1, 1, 3, 4, 1]),
+                  ("tokenizer.ggml.merges", "string", ["a b"]),
+                  ("tokenizer.ggml.bos_token_id", "u32", 3),
+                  ("tokenizer.ggml.eos_token_id", "u32", 4),
+                  ("tokenizer.chat_template", "string",
+                   "{{ '<|im_start|>system\\nHi<|im_end|>' + message['content'] }}"
+                   "{% if add_generation_prompt %}")]
+    yield "tokenizer", gguf(byte_level, [])
     yield "values", gguf([(kind, kind, 1) for kind in NUMBERS] +
                          [("s", "string", "text"), ("array", "f64", [1.0, -2.0]),
                           ("general.alignment", "u32", 32)], [])
@@ -88,8 +101,8 @@ def gguf_files():
     yield "big_endian", b"GGUF" + struct.pack(">IQQ", 3, 0, 0)
 
 
-def safetensors(header, data):
-    text = json.dumps(header).encode()
+def safetensors(header, data, **json_style):
+    text = json.dumps(header, **json_style).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + data
 
@@ -107,6 +120,46 @@ def safetensors_files():
                               bytes(8))
     yield "overflow", safetensors(
         {"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}}, b"")
+
+
+def adapter(num_type, settings, shapes):
+    """A file of docs/adapter_format.md; `shapes`: {tensor: (shape, value or list of values)}."""
+    metadata = {"format": "chunkllm.adapter", "format_version": "1",
+                "model.fingerprint": "0123456789abcdef", "model.architecture": "llama",
+                "model.num_layers": "2", "model.hidden_size": "4", "model.num_heads": "2",
+                "model.num_kv_heads": "1", "model.head_dim": "2", "model.vocab_size": "9",
+                "guards.min_len": "4", "guards.max_len": "128"}
+    header, data = {"__metadata__": metadata | settings}, b""
+    for name, (shape, value) in sorted(shapes.items()):
+        count = math.prod(shape)
+        values = value if isinstance(value, list) else [value] * count
+        if num_type == "BF16":  # the upper half of an f32
+            encoding = b"".join(struct.pack("<f", v)[2:] for v in values)
+        else:
+            encoding = struct.pack(f"<{count}{'f' if num_type == 'F32' else 'e'}", *values)
+        header[name] = {"dtype": num_type, "shape": shape,
+                        "data_offsets": [len(data), len(data) + len(encoding)]}
+        data += encoding
+    return safetensors(header, data, separators=(",", ":"), sort_keys=True)
+
+
+def adapter_files():
+    chunk = {"chunk_adapter.weight": ([4], [1.0, -1.0, 0.5, 0.0]), "chunk_adapter.bias": ([1], -2.0)}
+    threshold = {"chunk_adapter.threshold": "0.5"}
+    scoring = {"qk_adapter.num_heads": "2", "qk_adapter.num_key_heads": "1",
+               "qk_adapter.key_dim": "2", "qk_adapter.head_join": "max",
+               "qk_adapter.null_threshold": "0"}
+    layers, terms = {}, {}
+    for layer in ("layers.0.", "layers.1."):
+        layers |= {layer + "query.weight": ([4, 4], 0.5), layer + "key.weight": ([2, 4], -0.25)}
+        terms |= {layer + "distance_bias": ([2, 34], 0.125), layer + "null.weight": ([2, 4], 1.0),
+                  layer + "null.bias": ([2], -1.0)}
+    yield "chunk_bf16", adapter("BF16", threshold, chunk)
+    yield "qk_f16", adapter(
+        "F16", scoring | {"qk_adapter.pooling": "end", "qk_adapter.log_length": "false"}, layers)
+    yield "both_f32", adapter(
+        "F32", threshold | scoring | {"qk_adapter.pooling": "mean", "qk_adapter.log_length": "true",
+                                      "note": "x"}, chunk | layers | terms)
 
 
 def config_files():
@@ -133,6 +186,7 @@ def main():
     root = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else default
     files = {f"gguf/{name}.gguf": data for name, data in gguf_files()}
     files |= {f"safetensors/{name}.safetensors": data for name, data in safetensors_files()}
+    files |= {f"adapter/{name}.safetensors": data for name, data in adapter_files()}
     for name, config in config_files():
         files[f"config_json/{name}.json"] = json.dumps(config).encode()
     files["config_json/with_generation"] = (files["config_json/llama3.json"] +

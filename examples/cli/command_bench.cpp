@@ -1,20 +1,19 @@
 // Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
 
-#include <chrono>
+#include <algorithm>
 #include <memory>
 
+#include "chunkllm/eval/evaluate_row.hpp"
 #include "chunkllm/infer/sampler.hpp"
 #include "commands.hpp"
-#include "interrupt.hpp"
 #include "model_options.hpp"
 #include "output.hpp"
 #include "progress_bar.hpp"
+#include "stopwatch.hpp"
 
 namespace chunkllm::cli {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 struct BenchOptions {
   CommonOptions common;
@@ -22,6 +21,18 @@ struct BenchOptions {
   std::vector<std::int64_t> depths = {8192, 32768, 122880};
   std::int64_t new_tokens = 32;
   std::string file;
+};
+
+/// A line of the table: one speed at one depth.
+struct BenchRow {
+  std::string task;
+  std::int64_t length = 0;  // tokens
+  std::string budget;       // as given: "2048", "25%", "32c"
+  std::string scorer;
+  std::string selection;
+  std::uint64_t seed = 0;
+  double value = 0.0;
+  std::optional<double> dense_value;
 };
 
 struct Speeds {
@@ -54,43 +65,56 @@ Result<std::vector<std::int32_t>> sample_ids(const BenchOptions& options, const 
   return ids;
 }
 
-double per_second(std::int64_t tokens, Clock::time_point start) {
-  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  return seconds > 0.0 ? static_cast<double>(tokens) / seconds : 0.0;
-}
-
 Result<Speeds> measure(const BenchOptions& options, const ModelBundle& model,
                        const AttentionPlan& plan, std::span<const std::int32_t> ids,
                        ThreadPool& pool) {
+  CHUNKLLM_ASSIGN_OR_RETURN(const std::unique_ptr<AnySession> session,
+                            make_session(model, plan, pool));
+  const auto depth = static_cast<std::int64_t>(ids.size());
+  session->reserve(depth + options.new_tokens);
+  ProgressBar bar(options.common,
+                  fmt::format("{} {}", plan.session.dense ? "dense" : "chunk", depth), depth);
   Speeds speeds;
-  const Status status = with_session(model, plan, pool, [&](auto& session) -> Status {
-    const auto depth = static_cast<std::int64_t>(ids.size());
-    session.reserve(depth + options.new_tokens);
-    ProgressBar bar(options.common,
-                    fmt::format("{} {}", plan.session.dense ? "dense" : "chunk", depth), depth);
-    Clock::time_point start = Clock::now();
-    CHUNKLLM_RETURN_IF_ERROR(
-        session.prefill(ids, [&](std::int64_t done) { return bar.update(done); }));
-    CHUNKLLM_ASSIGN_OR_RETURN(std::span<const float> logits, session.finish_prompt());
-    speeds.prefill = per_second(depth, start);
-    start = Clock::now();
-    for (std::int64_t i = 0; i < options.new_tokens; ++i) {
-      if (!bar.update(depth)) return Status(StatusCode::kInterrupted, "stopped while decoding");
-      CHUNKLLM_ASSIGN_OR_RETURN(const std::int32_t token, argmax_token(logits));
-      CHUNKLLM_ASSIGN_OR_RETURN(logits, session.step(token));
-    }
-    speeds.decode = per_second(options.new_tokens, start);
-    return {};
-  });
-  if (!status.ok()) return status;
+  Stopwatch watch;
+  CHUNKLLM_RETURN_IF_ERROR(
+      session->prefill(ids, [&](std::int64_t done) { return bar.update(done); }));
+  CHUNKLLM_ASSIGN_OR_RETURN(std::span<const float> logits, session->finish_prompt());
+  speeds.prefill = rate(depth, watch.seconds());
+  watch = {};
+  for (std::int64_t i = 0; i < options.new_tokens; ++i) {
+    if (!bar.update(depth)) return Status(StatusCode::kInterrupted, "stopped while decoding");
+    const Result<std::int32_t> token = argmax_token(logits);
+    if (!token.ok()) return as_model_fault(token.status(), options.common);
+    CHUNKLLM_ASSIGN_OR_RETURN(logits, session->step(token.value()));
+  }
+  speeds.decode = rate(options.new_tokens, watch.seconds());
   return speeds;
 }
 
-Status print_rows(const BenchOptions& options, const std::vector<ResultRow>& rows,
+OrderedJson to_json(const BenchRow& row) {
+  OrderedJson json = {{"task", row.task},     {"length", row.length},       {"budget", row.budget},
+                      {"scorer", row.scorer}, {"selection", row.selection}, {"seed", row.seed},
+                      {"value", row.value},   {"dense_value", nullptr},     {"trials", 1}};
+  if (row.dense_value) json["dense_value"] = *row.dense_value;
+  return json;
+}
+
+std::string format_table(const std::vector<BenchRow>& rows) {
+  std::string table = fmt::format("{:<18} {:>8} {:>8} {:<12} {:<9} {:>11} {:>11}\n", "task",
+                                  "length", "budget", "scorer", "selection", "value", "dense");
+  for (const BenchRow& row : rows) {
+    table += fmt::format("{:<18} {:>8} {:>8} {:<12} {:<9} {:>11.4f} {:>11}\n", row.task, row.length,
+                         row.budget, row.scorer, row.selection, row.value,
+                         row.dense_value ? fmt::format("{:.4f}", *row.dense_value) : "-");
+  }
+  return table;
+}
+
+Status print_rows(const BenchOptions& options, const std::vector<BenchRow>& rows,
                   bool is_complete) {
-  if (!options.common.json) return write_stdout(format_table(rows));
+  if (!options.common.json) return rows.empty() ? Status() : write_stdout(format_table(rows));
   OrderedJson list = OrderedJson::array();
-  for (const ResultRow& row : rows) list.push_back(to_json(row));
+  for (const BenchRow& row : rows) list.push_back(to_json(row));
   OrderedJson json = {{"rows", list}, {"threads", options.common.threads}};
   if (!is_complete) json["stop_reason"] = "interrupted";
   return print_json(json);
@@ -99,14 +123,14 @@ Status print_rows(const BenchOptions& options, const std::vector<ResultRow>& row
 /// The two rows of a depth; `maybe_chunk` or `maybe_dense` is empty where --attention left it out.
 void add_rows(const BenchOptions& options, const AttentionPlan& plan, std::int64_t depth,
               const std::optional<Speeds>& maybe_chunk, const std::optional<Speeds>& maybe_dense,
-              std::vector<ResultRow>& rows) {
+              std::vector<BenchRow>& rows) {
   for (double Speeds::*speed : {&Speeds::prefill, &Speeds::decode}) {
-    ResultRow row;
+    BenchRow row;
     row.task = speed == &Speeds::prefill ? "prefill tokens/s" : "decode tokens/s";
     row.length = depth;
     row.budget = maybe_chunk ? options.attention.budget_text : "all";
     row.scorer = maybe_chunk ? to_string(plan.scorer_kind) : "dense";
-    row.selection = maybe_chunk ? to_string(plan.session.chunk.selection) : "dense";
+    row.selection = maybe_chunk ? selection_name(plan.session.chunk.selection) : "dense";
     row.seed = options.attention.seed;
     row.value = maybe_chunk ? (*maybe_chunk).*speed : (*maybe_dense).*speed;
     if (maybe_dense) row.dense_value = (*maybe_dense).*speed;
@@ -114,39 +138,75 @@ void add_rows(const BenchOptions& options, const AttentionPlan& plan, std::int64
   }
 }
 
-Status run_bench(const BenchOptions& options, bool is_mode_given) {
-  ThreadPool pool(options.common.threads);
-  CHUNKLLM_ASSIGN_OR_RETURN(const ModelBundle model, open_model(options.common, pool));
+/// The modes to measure: what --attention names, or both.
+struct BenchModes {
+  bool chunk = true;
+  bool dense = true;
+};
+
+/// What there is to read at one depth, and how: a plan for each mode that is measured.
+struct BenchDepth {
+  std::int64_t tokens = 0;
+  std::optional<AttentionPlan> maybe_chunk;
+  std::optional<AttentionPlan> maybe_dense;
+};
+
+/// All plans first: wrong settings should show at once. Says what is to be known of each, once.
+Result<std::vector<BenchDepth>> plan_depths(const BenchOptions& options, const BenchModes& modes,
+                                            const ModelBundle& model) {
   CHUNKLLM_ASSIGN_OR_RETURN(const Adapters adapters, find_adapters(options.attention, model.files));
-  std::vector<AttentionPlan> plans;  // all of them first: wrong settings should show at once
-  AttentionOptions attention = options.attention;
-  for (const std::int64_t depth : options.depths) {
+  std::vector<BenchDepth> depths;
+  std::vector<std::string> said;
+  for (const std::int64_t tokens : options.depths) {
+    BenchDepth& depth = depths.emplace_back();
+    depth.tokens = tokens;
     for (const bool dense : {false, true}) {
+      if (!(dense ? modes.dense : modes.chunk)) continue;
+      AttentionOptions attention = options.attention;
       attention.dense = dense;
       CHUNKLLM_ASSIGN_OR_RETURN(AttentionPlan plan,
                                 plan_attention(options.common, attention, model, adapters,
-                                               Task::kGenerate, depth + options.new_tokens));
-      plans.push_back(std::move(plan));
+                                               Task::kGenerate, tokens + options.new_tokens));
+      std::erase_if(plan.notes, [&](const std::string& note) {
+        return std::find(said.begin(), said.end(), note) != said.end();
+      });
+      said.insert(said.end(), plan.notes.begin(), plan.notes.end());
+      print_notes(options.common, plan);
+      (dense ? depth.maybe_dense : depth.maybe_chunk) = std::move(plan);
     }
   }
-  print_notes(options.common, plans.front());
-  std::vector<ResultRow> rows;
-  Status status;
-  for (std::size_t i = 0; i < options.depths.size() && status.ok(); ++i) {
+  return depths;
+}
+
+/// Appends two rows a depth; those measured before an error stay.
+Status measure_depths(const BenchOptions& options, const BenchModes& modes, ThreadPool& pool,
+                      std::vector<BenchRow>& rows) {
+  CHUNKLLM_ASSIGN_OR_RETURN(const ModelBundle model, open_model(options.common, pool));
+  CHUNKLLM_ASSIGN_OR_RETURN(const std::vector<BenchDepth> depths,
+                            plan_depths(options, modes, model));
+  for (const BenchDepth& depth : depths) {
     CHUNKLLM_ASSIGN_OR_RETURN(const std::vector<std::int32_t> ids,
-                              sample_ids(options, model, options.depths[i]));
-    std::optional<Speeds> speeds[2];
-    for (const bool dense : {false, true}) {
-      if (is_mode_given && dense != options.attention.dense) continue;
-      const AttentionPlan& plan = plans[2 * i + (dense ? 1 : 0)];
-      const Result<Speeds> measured = measure(options, model, plan, ids, pool);
-      status = measured.status();
-      if (!status.ok()) break;
-      speeds[dense ? 1 : 0] = measured.value();
+                              sample_ids(options, model, depth.tokens));
+    std::optional<Speeds> chunk;
+    std::optional<Speeds> dense;
+    if (depth.maybe_chunk) {
+      CHUNKLLM_ASSIGN_OR_RETURN(chunk, measure(options, model, *depth.maybe_chunk, ids, pool));
     }
-    if (!status.ok()) break;
-    add_rows(options, plans[2 * i], options.depths[i], speeds[0], speeds[1], rows);
+    if (depth.maybe_dense) {
+      CHUNKLLM_ASSIGN_OR_RETURN(dense, measure(options, model, *depth.maybe_dense, ids, pool));
+    }
+    add_rows(options, depth.maybe_chunk ? *depth.maybe_chunk : *depth.maybe_dense, depth.tokens,
+             chunk, dense, rows);
   }
+  return {};
+}
+
+Status run_bench(const BenchOptions& options, bool is_mode_given) {
+  BenchModes modes;
+  if (is_mode_given) modes = {!options.attention.dense, options.attention.dense};
+  ThreadPool pool(options.common.threads);
+  std::vector<BenchRow> rows;
+  const Status status = measure_depths(options, modes, pool, rows);
   const bool has_rows = status.ok() || status.code() == StatusCode::kInterrupted;
   if (has_rows) CHUNKLLM_RETURN_IF_ERROR(print_rows(options, rows, status.ok()));
   return status;
@@ -160,7 +220,10 @@ Command add_bench(CLI::App& program) {
       "bench", "Measures prefill and decode speed by depth, chunk and dense in turn");
   add_parsed_option(
       app, "--depths",
-      [](std::string_view text) { return parse_int_list(text, 1, std::int64_t{1} << 24); },
+      [](std::string_view text) {
+        return parse_list<std::int64_t>(
+            text, [](std::string_view part) { return parse_int(part, 1, std::int64_t{1} << 24); });
+      },
       options->depths, "Prompt lengths in tokens [8192,32768,122880]")
       ->type_name("LIST");
   add_int_option(app, "--new-tokens", options->new_tokens, 1, 1 << 16,

@@ -3,12 +3,10 @@
 
 #include <memory>
 
-#include "chunkllm/chunk/chunk_boundary.hpp"
 #include "chunkllm/eval/boundary_f1.hpp"
-#include "chunkllm/text/sentence_boundary_stream.hpp"
-#include "chunkllm/text/sentence_rules.hpp"
+#include "chunkllm/eval/rule_boundaries.hpp"
+#include "chunkllm/eval/text_chunks.hpp"
 #include "commands.hpp"
-#include "first_layer_backbone.hpp"
 #include "interrupt.hpp"
 #include "model_options.hpp"
 #include "output.hpp"
@@ -32,81 +30,39 @@ struct Chunk {
   std::optional<double> probability;
 };
 
-/// Chunks by the sentence rules, as `ChunkState` finds them without an adapter.
-std::vector<Chunk> chunks_by_rules(const BpeTokenizer& tokenizer,
-                                   std::span<const std::int32_t> ids) {
-  std::vector<Chunk> chunks;
-  SentenceBoundaryStream sentences;
-  std::int64_t begin = 0;
-  const auto num_tokens = static_cast<std::int64_t>(ids.size());
-  for (std::int64_t token = 0; token < num_tokens; ++token) {
-    const bool wanted =
-        sentences.on_token(tokenizer.token_bytes(ids[static_cast<std::size_t>(token)]));
-    if (decide_boundary(token + 1 - begin, wanted, ChunkGuards{}).boundary) {
-      chunks.push_back({begin, token + 1, std::nullopt});
-      begin = token + 1;
-    }
-  }
-  if (begin < num_tokens) chunks.push_back({begin, num_tokens, std::nullopt});
-  return chunks;
-}
-
-/// Chunks by a Chunk Adapter, from the first layer of a session that reads the text as a prompt.
-Result<std::vector<Chunk>> chunks_by_adapter(const ChunksOptions& options, const ModelBundle& model,
-                                             const Adapters& adapters,
-                                             std::span<const std::int32_t> ids, ThreadPool& pool) {
-  const auto num_tokens = static_cast<std::int64_t>(ids.size());
-  CHUNKLLM_ASSIGN_OR_RETURN(const AttentionPlan plan,
-                            plan_attention(options.common, options.attention, model, adapters,
-                                           Task::kGenerate, num_tokens));
-  const FirstLayerBackbone backbone(model.backbone);
-  using FirstLayerSession = Session<FirstLayerBackbone, AnyScorer, F16>;
-  CHUNKLLM_ASSIGN_OR_RETURN(
-      FirstLayerSession session,
-      FirstLayerSession::create(backbone, plan.scorer, plan.maybe_chunk_adapter, {}, plan.session,
-                                pool));
-  std::vector<float> probabilities;
-  ProgressBar bar(options.common, "reading", num_tokens);
-  CHUNKLLM_RETURN_IF_ERROR(session.read(
-      ids, ReadMode::kLayerLocal, [&](std::int64_t done) { return bar.update(done); },
-      [&](std::int64_t, MatrixView<const float> hidden) {
-        for (std::int64_t r = 0; r < hidden.rows; ++r) {
-          probabilities.push_back(plan.maybe_chunk_adapter->probability(hidden.row(r)));
-        }
-      }));
+/// The closed chunks and then the open one.
+std::vector<Chunk> list_chunks(const TextChunks& found, std::int64_t num_tokens) {
   std::vector<Chunk> chunks;
   std::int64_t begin = 0;
   const auto add = [&](std::int64_t end) {
-    chunks.push_back(
-        {begin, end, static_cast<double>(probabilities[static_cast<std::size_t>(end - 1)])});
+    Chunk& chunk = chunks.emplace_back(Chunk{begin, end, std::nullopt});
+    if (!found.probabilities.empty()) {
+      chunk.probability = found.probabilities[static_cast<std::size_t>(end - 1)];
+    }
     begin = end;
   };
-  for (const std::int64_t end : session.chunks().table().ends()) add(end);
+  for (const std::int64_t end : found.ends) add(end);
   if (begin < num_tokens) add(num_tokens);
   return chunks;
 }
 
-/// F1 of the chunks' ends against the sentence ends that the rules find knowing the whole text.
-Result<double> score_against_rules(const BpeTokenizer& tokenizer, std::span<const std::int32_t> ids,
-                                   const std::vector<Chunk>& chunks) {
-  // Over the tokens' own bytes: they are what the tokenizer's normaliser left of the text.
-  std::string bytes;
-  std::vector<std::size_t> token_ends;
-  for (const std::int32_t id : ids) {
-    if (!tokenizer.is_special(id)) bytes.append(tokenizer.token_bytes(id));
-    token_ends.push_back(bytes.size());
+/// Chunks as `generate` finds them in a prompt.
+Result<TextChunks> find_chunks(const ChunksOptions& options, const BpeTokenizer& tokenizer,
+                               const Adapters& adapters, std::span<const std::int32_t> ids) {
+  if (adapters.maybe_chunk_adapter == nullptr) {
+    const auto bytes = [&](std::int32_t id) { return tokenizer.token_bytes(id); };
+    return TextChunks{rule_chunk_ends(ids, bytes, adapters.guards.value_or(ChunkGuards{})), {}};
   }
-  std::vector<std::size_t> labelled;
-  for (const std::size_t end : sentence_ends(bytes)) {
-    const auto token = static_cast<std::size_t>(
-        std::lower_bound(token_ends.begin(), token_ends.end(), end) - token_ends.begin());
-    if (labelled.empty() || token > labelled.back()) labelled.push_back(token);
-  }
-  std::vector<std::size_t> predicted;
-  for (const Chunk& chunk : chunks) predicted.push_back(static_cast<std::size_t>(chunk.end - 1));
-  CHUNKLLM_ASSIGN_OR_RETURN(const BoundaryScore score,
-                            score_boundaries(predicted, labelled, ids.size()));
-  return score.f1();
+  ThreadPool pool(options.common.threads);
+  CHUNKLLM_ASSIGN_OR_RETURN(const ModelBundle model, open_model(options.common, pool));
+  const auto num_tokens = static_cast<std::int64_t>(ids.size());
+  CHUNKLLM_ASSIGN_OR_RETURN(const AttentionPlan plan,
+                            plan_attention(options.common, options.attention, model, adapters,
+                                           Task::kGenerate, num_tokens));
+  ProgressBar bar(options.common, "reading", num_tokens);
+  return runner_of(plan.kv).chunks_by_adapter(
+      model, plan.maybe_chunk_adapter, plan.scorer, plan.session, ids,
+      [&](std::int64_t done) { return bar.update(done); }, pool);
 }
 
 OrderedJson chunks_json(const std::vector<Chunk>& chunks) {
@@ -124,6 +80,9 @@ Status print_chunks(const BpeTokenizer& tokenizer, std::span<const std::int32_t>
   constexpr const char* kColours[] = {"\x1b[30;46m", "\x1b[30;43m"};
   const bool is_coloured = stdout_is_terminal();
   for (std::size_t i = 0; i < chunks.size(); ++i) {
+    if (interrupted()) {
+      return Status(StatusCode::kInterrupted, "stopped after " + std::to_string(i) + " chunks");
+    }
     const Chunk& chunk = chunks[i];
     const auto tokens = ids.subspan(static_cast<std::size_t>(chunk.begin),
                                     static_cast<std::size_t>(chunk.end - chunk.begin));
@@ -163,30 +122,34 @@ Status run_chunks(const ChunksOptions& options) {
   CHUNKLLM_ASSIGN_OR_RETURN(const std::vector<std::int32_t> ids,
                             input_ids(options, tokenizer, files.config()));
   CHUNKLLM_ASSIGN_OR_RETURN(const Adapters adapters, find_adapters(options.attention, files));
-  std::vector<Chunk> chunks;
-  if (adapters.maybe_chunk_adapter) {
-    ThreadPool pool(options.common.threads);
-    CHUNKLLM_ASSIGN_OR_RETURN(const ModelBundle model, open_model(options.common, pool));
-    CHUNKLLM_ASSIGN_OR_RETURN(chunks, chunks_by_adapter(options, model, adapters, ids, pool));
-  } else {
-    chunks = chunks_by_rules(tokenizer, ids);
+  const Result<TextChunks> found = find_chunks(options, tokenizer, adapters, ids);
+  if (found.status().code() == StatusCode::kInterrupted && options.common.json) {
+    CHUNKLLM_RETURN_IF_ERROR(print_json({{"tokens", ids.size()},
+                                         {"chunks", OrderedJson::array()},
+                                         {"boundary_f1", nullptr},
+                                         {"stop_reason", "interrupted"}}));
   }
-  CHUNKLLM_ASSIGN_OR_RETURN(const double f1, score_against_rules(tokenizer, ids, chunks));
+  if (!found.ok()) return found.status();
+  const std::vector<Chunk> chunks =
+      list_chunks(found.value(), static_cast<std::int64_t>(ids.size()));
+  CHUNKLLM_ASSIGN_OR_RETURN(const BoundaryScore score,
+                            score_chunk_ends(tokenizer, ids, found->ends));
   if (!options.common.quiet && !adapters.maybe_chunk_adapter) {
     print_note("no Chunk Adapter for this model: chunks end by the sentence rules");
   }
   if (options.common.json) {
     OrderedJson json = {{"tokens", ids.size()},
                         {"chunks", chunks_json(chunks)},
-                        {"boundary_f1", f1},
+                        {"boundary_f1", score.f1()},
                         {"adapters", nullptr}};
     if (!adapters.path.empty()) json["adapters"] = adapters.path;
     return print_json(json);
   }
   CHUNKLLM_RETURN_IF_ERROR(print_chunks(tokenizer, ids, chunks));
   if (!options.common.quiet) {
-    fmt::print(stderr, "{} tokens, {} chunks, boundary F1 against the sentence rules {:.3f}\n",
-               ids.size(), chunks.size(), f1);
+    write_stderr(
+        fmt::format("{} tokens, {} chunks, boundary F1 against the sentence rules {:.3f}\n",
+                    ids.size(), chunks.size(), score.f1()));
   }
   return {};
 }

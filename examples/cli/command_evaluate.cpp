@@ -1,31 +1,30 @@
 // Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
 
-#include <chrono>
 #include <cstdint>
-#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <memory>
 #include <optional>
-#include <span>
+#include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
-#include "chunkllm/eval/evaluate.hpp"
+#include "chunkllm/eval/evaluate_plan.hpp"
 #include "chunkllm/eval/html_report.hpp"
-#include "chunkllm/io/atomic_file.hpp"
-#include "chunkllm/model/rope.hpp"
 #include "commands.hpp"
+#include "evaluate_output.hpp"
+#include "kv_runner.hpp"
 #include "model_options.hpp"
 #include "output.hpp"
 #include "progress_bar.hpp"
+#include "stopwatch.hpp"
+#include "system_info.hpp"
 
 namespace chunkllm::cli {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 struct EvaluateCommandOptions {
   CommonOptions common;
@@ -45,51 +44,24 @@ struct EvaluateCommandOptions {
   std::int64_t only_window = -1;  // -1: all
   std::int64_t trials = 10;
   double time_limit = 0.0;  // seconds; 0: none
-  std::string report;
-  std::string rows;
+  EvaluateOutputs outputs;
 };
 
-/// The parts of a list that commas separate, each parsed; an empty part is an error.
+/// A list in a flag; errors name the flag.
 template <typename T, typename Parse>
-Result<std::vector<T>> parse_list(const std::string& flag, std::string_view text, Parse parse) {
-  std::vector<T> values;
-  for (;;) {
-    const std::size_t comma = std::min(text.find(','), text.size());
-    auto value = parse(text.substr(0, comma));
-    if (!value.ok()) return value.status().with_context(flag);
-    values.push_back(std::move(value).value());
-    if (comma == text.size()) return values;
-    text.remove_prefix(comma + 1);
-  }
-}
-
-/// Finds a name among (name, value) pairs; the error lists them.
-template <typename T>
-Result<T> parse_name(std::string_view text,
-                     std::initializer_list<std::pair<std::string_view, T>> names) {
-  std::string expected;
-  for (const auto& [name, value] : names) {
-    if (text == name) return value;
-    expected += (expected.empty() ? "" : ", ") + std::string(name);
-  }
-  return invalid_argument("'" + std::string(text) + "' is unknown, expected " + expected);
+Result<std::vector<T>> parse_flag(const char* flag, std::string_view text, Parse parse) {
+  Result<std::vector<T>> values = parse_list<T>(text, parse);
+  if (!values.ok()) return values.status().with_context(flag);
+  return values;
 }
 
 Result<EvaluateTask> parse_task(std::string_view text) {
   using enum EvaluateTask;
-  return parse_name<EvaluateTask>(text, {{"perplexity", kPerplexity},
-                                         {"passkey", kPasskey},
-                                         {"multi-key", kMultiKey},
-                                         {"boundary-f1", kBoundaryF1},
-                                         {"mass-recall", kMassRecall}});
-}
-Result<Selection> parse_selection(std::string_view text) {
-  using enum Selection;
-  return parse_name<Selection>(
-      text, {{"layer", kLayer}, {"max", kMax}, {"vote", kVote}, {"soft", kSoft}});
-}
-Result<HeadJoin> parse_head_join(std::string_view text) {
-  return parse_name<HeadJoin>(text, {{"max", HeadJoin::kMax}, {"mean", HeadJoin::kMean}});
+  std::vector<std::pair<std::string, EvaluateTask>> words;
+  for (const EvaluateTask task : {kPerplexity, kPasskey, kMultiKey, kBoundaryF1, kMassRecall}) {
+    words.emplace_back(to_string(task), task);
+  }
+  return one_of(std::move(words))(text);
 }
 
 /// A scorer in a list: the names of --scorer, with the two oracles apart.
@@ -99,13 +71,13 @@ struct ScorerChoice {
 };
 Result<ScorerChoice> parse_scorer(std::string_view text) {
   using enum ScorerKind;
-  return parse_name<ScorerChoice>(text, {{"adapter", {kAdapter, {}}},
-                                         {"mean-key", {kMeanKey, {}}},
-                                         {"min-max-key", {kMinMaxKey, {}}},
-                                         {"recent", {kRecent, {}}},
-                                         {"random", {kRandom, {}}},
-                                         {"oracle-next", {kOracle, MassRows::kNext}},
-                                         {"oracle-same", {kOracle, MassRows::kSame}}});
+  return one_of<ScorerChoice>({{"adapter", {kAdapter, {}}},
+                               {"mean-key", {kMeanKey, {}}},
+                               {"min-max-key", {kMinMaxKey, {}}},
+                               {"recent", {kRecent, {}}},
+                               {"random", {kRandom, {}}},
+                               {"oracle-next", {kOracle, MassRows::kNext}},
+                               {"oracle-same", {kOracle, MassRows::kSame}}})(text);
 }
 
 /// Adds a scorer to the list: the random one once for every seed.
@@ -114,47 +86,43 @@ Status add_scorers(const EvaluateCommandOptions& options, const BackboneConfig& 
                    std::vector<EvaluateScorer>& scorers) {
   EvaluateScorer scorer;
   scorer.name = to_string(choice.kind);
-  const auto wrap = [](auto made) { return std::make_shared<const AnyScorer>(std::move(made)); };
-  switch (choice.kind) {
-    case ScorerKind::kOracle:
-      scorer.name = choice.oracle_rows == MassRows::kNext ? "oracle-next" : "oracle-same";
-      scorer.oracle_rows = choice.oracle_rows;
-      break;
-    case ScorerKind::kAdapter:
-      if (adapters.maybe_qk_adapter == nullptr) {
-        return not_found("adapter: there are none for this model, expected --adapters FILE");
-      }
-      scorer.scorer = wrap(QkAdapter(*adapters.maybe_qk_adapter));
-      scorer.threshold = adapters.threshold;
-      break;
-    case ScorerKind::kMeanKey:
-      scorer.scorer = wrap(MeanKeyScorer(config.num_heads, config.num_kv_heads, config.head_dim,
-                                         softmax_scale(config)));
-      break;
-    case ScorerKind::kMinMaxKey:
-      scorer.scorer = wrap(MinMaxKeyScorer(config.num_heads, config.num_kv_heads, config.head_dim,
-                                           softmax_scale(config)));
-      break;
-    case ScorerKind::kRecent:
-      scorer.scorer = wrap(RecentScorer());
-      scorer.ignores_scores = true;
-      break;
-    case ScorerKind::kRandom: {
-      std::vector<std::int64_t> seeds = {static_cast<std::int64_t>(options.attention.seed)};
-      if (!options.seeds.empty()) {
-        CHUNKLLM_ASSIGN_OR_RETURN(
-            seeds, parse_list<std::int64_t>("--seeds", options.seeds, [](std::string_view text) {
-              return parse_int(text, 0, std::int64_t{1} << 62);
-            }));
-      }
-      for (const std::int64_t seed : seeds) {
-        scorer.seed = static_cast<std::uint64_t>(seed);
-        scorer.scorer = wrap(RandomScorer(*scorer.seed));
-        scorers.push_back(scorer);
-      }
-      return {};
+  scorer.ignores_scores = choice.kind == ScorerKind::kRecent;
+  const auto make = [&](std::uint64_t seed) {
+    return std::make_shared<const AnyScorer>(make_scorer(choice.kind, config, adapters, seed));
+  };
+  if (choice.kind == ScorerKind::kOracle) {
+    scorer.name += choice.oracle_rows == MassRows::kNext ? "-next" : "-same";
+    scorer.oracle_rows = choice.oracle_rows;
+    scorers.push_back(std::move(scorer));
+    return {};
+  }
+  if (choice.kind == ScorerKind::kRandom) {
+    std::vector<std::uint64_t> seeds = {options.attention.seed};
+    if (!options.seeds.empty()) {
+      CHUNKLLM_ASSIGN_OR_RETURN(seeds,
+                                parse_flag<std::uint64_t>("--seeds", options.seeds, parse_seed));
+    }
+    for (const std::uint64_t seed : seeds) {
+      scorer.seed = seed;
+      scorer.scorer = make(seed);
+      scorers.push_back(scorer);
+    }
+    return {};
+  }
+  if (choice.kind == ScorerKind::kAdapter) {
+    if (adapters.maybe_qk_adapter == nullptr) {
+      return not_found("adapter: there are none for this model, expected --adapters FILE");
+    }
+    scorer.threshold = adapters.threshold;
+    // As `generate` would run them, unless the flags say otherwise.
+    if (options.selections.empty() && !options.attention.selection) {
+      scorer.selections = {Selection::kLayer};
+    }
+    if (options.head_joins.empty() && !options.attention.is_head_join_given) {
+      scorer.head_joins = {adapters.head_join};
     }
   }
+  scorer.scorer = make(/*seed=*/0);
   scorers.push_back(std::move(scorer));
   return {};
 }
@@ -165,23 +133,23 @@ Result<EvaluateOptions> make_options(const EvaluateCommandOptions& options,
   const AttentionOptions& attention = options.attention;
   EvaluateOptions evaluate;
   CHUNKLLM_ASSIGN_OR_RETURN(evaluate.tasks,
-                            parse_list<EvaluateTask>("--tasks", options.tasks, parse_task));
+                            parse_flag<EvaluateTask>("--tasks", options.tasks, parse_task));
   CHUNKLLM_ASSIGN_OR_RETURN(
       evaluate.lengths,
-      parse_list<std::int64_t>("--lengths", options.lengths, [](std::string_view text) {
+      parse_flag<std::int64_t>("--lengths", options.lengths, [](std::string_view text) {
         return parse_int(text, 2, std::int64_t{1} << 24);
       }));
   const std::string budgets = options.budgets.empty() ? attention.budget_text : options.budgets;
   CHUNKLLM_ASSIGN_OR_RETURN(
       evaluate.budgets,
-      parse_list<EvaluateBudget>(
+      parse_flag<EvaluateBudget>(
           "--budgets", budgets, [](std::string_view text) -> Result<EvaluateBudget> {
             CHUNKLLM_ASSIGN_OR_RETURN(const Budget budget, parse_budget(text));
             return EvaluateBudget{budget, std::string(text)};
           }));
   if (!options.scorers.empty()) {
     CHUNKLLM_ASSIGN_OR_RETURN(scorers,
-                              parse_list<ScorerChoice>("--scorers", options.scorers, parse_scorer));
+                              parse_flag<ScorerChoice>("--scorers", options.scorers, parse_scorer));
   } else if (attention.scorer) {
     scorers = {{*attention.scorer,
                 attention.oracle == OracleKind::kNext ? MassRows::kNext : MassRows::kSame}};
@@ -191,7 +159,7 @@ Result<EvaluateOptions> make_options(const EvaluateCommandOptions& options,
   if (!options.selections.empty()) {
     CHUNKLLM_ASSIGN_OR_RETURN(
         evaluate.selections,
-        parse_list<Selection>("--selections", options.selections, parse_selection));
+        parse_flag<Selection>("--selections", options.selections, parse_selection));
   } else {
     evaluate.selections = {attention.selection.value_or(Selection::kMax)};
   }
@@ -199,17 +167,16 @@ Result<EvaluateOptions> make_options(const EvaluateCommandOptions& options,
   if (!options.head_joins.empty()) {
     CHUNKLLM_ASSIGN_OR_RETURN(
         evaluate.head_joins,
-        parse_list<HeadJoin>("--head-joins", options.head_joins, parse_head_join));
+        parse_flag<HeadJoin>("--head-joins", options.head_joins, parse_head_join));
   }
   evaluate.second_looks = {attention.second_look};
   if (!options.second_looks.empty()) {
     CHUNKLLM_ASSIGN_OR_RETURN(
         evaluate.second_looks,
-        parse_list<std::int64_t>("--second-looks", options.second_looks,
-                                 [](std::string_view text) { return parse_int(text, 0, 4096); }));
+        parse_flag<std::int64_t>("--second-looks", options.second_looks, parse_second_look));
   }
   CHUNKLLM_ASSIGN_OR_RETURN(
-      evaluate.depths, parse_list<double>("--depths", options.depths, [](std::string_view text) {
+      evaluate.depths, parse_flag<double>("--depths", options.depths, [](std::string_view text) {
         return parse_number(text, 0.0, 1.0);
       }));
   evaluate.num_windows = options.windows;
@@ -223,64 +190,8 @@ Result<EvaluateOptions> make_options(const EvaluateCommandOptions& options,
   evaluate.chunk.refresh = attention.refresh;
   evaluate.positions = attention.positions;
   if (attention.dense_prefill == false) evaluate.read_mode = ReadMode::kLayerLocal;
+  evaluate.dense_prefill = attention.dense_prefill.value_or(false);
   return evaluate;
-}
-
-template <typename T>
-OrderedJson or_null(const std::optional<T>& value) {
-  return value ? OrderedJson(*value) : OrderedJson(nullptr);
-}
-OrderedJson or_null(const std::string& text) {
-  return text.empty() ? OrderedJson(nullptr) : OrderedJson(text);
-}
-
-OrderedJson to_json(const EvaluateRow& row) {
-  OrderedJson json;
-  json["task"] = row.task;
-  json["metric"] = row.metric;
-  json["length"] = row.length;
-  json["budget"] = or_null(row.budget);
-  json["scorer"] = or_null(row.scorer);
-  json["head_join"] = or_null(row.head_join);
-  json["selection"] = or_null(row.selection);
-  json["seed"] = or_null(row.seed);
-  json["second_look"] = or_null(row.second_look);
-  json["depth"] = or_null(row.depth);
-  json["value"] = row.value;
-  json["dense_value"] = or_null(row.dense_value);
-  json["ratio"] = or_null(row.ratio());
-  json["attended_share"] = or_null(row.attended_share);
-  json["trials"] = row.trials;
-  return json;
-}
-
-constexpr std::string_view kTableHead =
-    "task         metric      length  budget  scorer       heads  select  look  depth     value  "
-    "   dense    ratio  attended  trials\n";
-
-std::string table_line(const EvaluateRow& row) {
-  const auto number = [](const std::optional<double>& value, int decimals) {
-    return value ? fmt::format("{:.{}f}", *value, decimals) : std::string();
-  };
-  std::string scorer = row.scorer;
-  if (row.seed) scorer += fmt::format("#{}", *row.seed);
-  return fmt::format(
-      "{:<12} {:<10} {:>7} {:>7}  {:<12} {:<6} {:<7} {:>4}  {:>5} {:>9.4f} {:>9} {:>8} {:>9} "
-      "{:>7}\n",
-      row.task, row.metric, row.length, row.budget, scorer, row.head_join, row.selection,
-      row.second_look ? std::to_string(*row.second_look) : "", number(row.depth, 2), row.value,
-      number(row.dense_value, 4), number(row.ratio(), 4), number(row.attended_share, 3),
-      row.trials);
-}
-
-std::string today() {
-  const std::time_t now = std::time(nullptr);
-  std::tm calendar{};
-  char text[32] = "";
-  if (::localtime_r(&now, &calendar) != nullptr) {
-    std::strftime(text, sizeof(text), "%Y-%m-%d", &calendar);
-  }
-  return text;
 }
 
 /// How this program was called, for the report; empty where the system does not tell.
@@ -295,71 +206,82 @@ std::string command_line() {
   return text;
 }
 
-/// Shows rows as they come and keeps every output file whole after each of them.
-class RowSink {
+HtmlReportHeader make_header(const CommonOptions& options, const ModelBundle& model) {
+  const BackboneConfig& config = model.backbone.config();
+  HtmlReportHeader header;
+  header.title = "Quality of chunk-selective attention";
+  header.model = fmt::format("{} ({}, {} layers, hidden size {})",
+                             std::filesystem::path(options.model).filename().string(),
+                             to_string(config.architecture), config.num_layers, config.hidden_size);
+  header.device = fmt::format("CPU, {} threads", options.threads);
+  header.date = today("%Y-%m-%d");
+  header.command = command_line();
+  return header;
+}
+
+Status check_outputs(const EvaluateOutputs& outputs) {
+  if (!outputs.rows.empty() && outputs.rows == outputs.report) {
+    return invalid_argument("--rows and --report: both are '" + outputs.rows +
+                            "', expected two files");
+  }
+  for (const std::string* path : {&outputs.rows, &outputs.report}) {
+    if (!path->empty()) CHUNKLLM_RETURN_IF_ERROR(check_output_path(*path));
+  }
+  return {};
+}
+
+/// Draws the progress of all tasks and watches the clock.
+class EvaluateProgress {
  public:
-  RowSink(const EvaluateCommandOptions& options, const ModelBundle& model) : options_(options) {
-    const BackboneConfig& config = model.backbone.config();
-    header_.title = "Quality of chunk-selective attention";
-    header_.model =
-        fmt::format("{} ({}, {} layers, hidden size {})",
-                    std::filesystem::path(options.common.model).filename().string(),
-                    to_string(config.architecture), config.num_layers, config.hidden_size);
-    header_.device = fmt::format("CPU, {} threads", options.common.threads);
-    header_.date = today();
-    header_.command = command_line();
-  }
+  explicit EvaluateProgress(const EvaluateCommandOptions& options) : options_(options) {}
 
-  Status add(const EvaluateRow& row) {
-    rows_.push_back(row);
-    if (!options_.common.json) {
-      CHUNKLLM_RETURN_IF_ERROR(
-          write_stdout((rows_.size() == 1 ? std::string(kTableHead) : "") + table_line(row)));
+  /// \return false once the user or the clock asks to stop
+  bool update(std::int64_t done, std::int64_t total) {
+    if (!bar_) {
+      bar_start_ = done;
+      bar_.emplace(options_.common, "evaluating", total - bar_start_);
     }
-    if (!options_.rows.empty()) {
-      lines_ += to_json(row).dump(-1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
-      CHUNKLLM_RETURN_IF_ERROR(write_file_atomically(options_.rows, lines_));
-    }
-    if (options_.report.empty()) return {};
-    return write_html_report(options_.report, header_, rows_);
+    out_of_time_ = options_.time_limit > 0.0 && watch_.seconds() > options_.time_limit;
+    return bar_->update(done - bar_start_) && !out_of_time_;
   }
+  /// Takes the bar away, so that nothing is written into it.
+  void hide() { bar_.reset(); }
 
-  [[nodiscard]] OrderedJson rows() const {
-    OrderedJson json = OrderedJson::array();
-    for (const EvaluateRow& row : rows_) json.push_back(to_json(row));
-    return json;
-  }
+  [[nodiscard]] bool out_of_time() const { return out_of_time_; }
+  [[nodiscard]] double seconds() const { return watch_.seconds(); }
 
  private:
   const EvaluateCommandOptions& options_;
-  HtmlReportHeader header_;
-  std::vector<EvaluateRow> rows_;
-  std::string lines_;
+  Stopwatch watch_;
+  std::optional<ProgressBar> bar_;
+  std::int64_t bar_start_ = 0;  // what was done when the bar was drawn anew
+  bool out_of_time_ = false;
 };
 
-Result<std::vector<EvaluateText>> read_texts(const EvaluateCommandOptions& options,
-                                             const BpeTokenizer& tokenizer) {
-  std::vector<EvaluateText> texts;
-  for (const std::string& path : options.texts) {
-    CHUNKLLM_ASSIGN_OR_RETURN(const std::string text, read_utf8_file(path));
-    CHUNKLLM_ASSIGN_OR_RETURN(std::vector<std::int32_t> ids,
-                              tokenizer.encode(text, /*add_special_tokens=*/false));
-    texts.push_back({path, std::move(ids)});
-  }
-  return texts;
-}
+/// Says once for each task and length that positions are re-numbered though nobody asked for it.
+class PositionNotes {
+ public:
+  explicit PositionNotes(const EvaluateCommandOptions& options)
+      : is_wanted_(!options.common.quiet && !options.attention.positions) {}
 
-Status run_evaluate(EvaluateCommandOptions& options) {
-  if (options.attention.dense) {
-    return invalid_argument(
-        "--attention dense: evaluate measures dense attention beside every row, expected chunk");
+  void look_at(const EvaluateRow& row) {
+    if (!is_wanted_ || row.positions != positions_name(Positions::kInCache)) return;
+    if (!said_.emplace(row.task, row.length).second) return;
+    print_note(fmt::format(
+        "{} at length {} exceeds the model's window; positions are numbered in the cache, dense "
+        "attention has the original ones",
+        row.task, row.length));
   }
-  std::vector<ScorerChoice> choices;
-  CHUNKLLM_ASSIGN_OR_RETURN(EvaluateOptions evaluate, make_options(options, choices));
-  for (const std::string& path : options.texts) {  // before the model is loaded
-    CHUNKLLM_RETURN_IF_ERROR(read_utf8_file(path).status());
-  }
-  ThreadPool pool(options.common.threads);
+
+ private:
+  bool is_wanted_;
+  std::set<std::pair<std::string, std::int64_t>> said_;
+};
+
+/// Fills `rows` on every way out.
+Status measure(const EvaluateCommandOptions& options, EvaluateOptions& evaluate,
+               std::vector<ScorerChoice> choices, const std::vector<std::string>& files,
+               EvaluateProgress& progress, ThreadPool& pool, std::vector<EvaluateRow>& rows) {
   CHUNKLLM_ASSIGN_OR_RETURN(const ModelBundle model, open_model(options.common, pool));
   CHUNKLLM_ASSIGN_OR_RETURN(const Adapters adapters, find_adapters(options.attention, model.files));
   if (options.scorers.empty() && !options.attention.scorer && adapters.maybe_qk_adapter) {
@@ -370,50 +292,66 @@ Status run_evaluate(EvaluateCommandOptions& options) {
         add_scorers(options, model.backbone.config(), adapters, choice, evaluate.scorers));
   }
   if (adapters.guards) evaluate.chunk.guards = *adapters.guards;
-  CHUNKLLM_ASSIGN_OR_RETURN(const std::vector<EvaluateText> texts,
-                            read_texts(options, model.tokenizer));
+  if (!options.common.quiet) print_note(boundary_note(adapters));
+  std::vector<EvaluateText> texts;
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    CHUNKLLM_ASSIGN_OR_RETURN(std::vector<std::int32_t> ids,
+                              model.tokenizer.encode(files[i], /*add_special_tokens=*/false));
+    texts.push_back({options.texts[i], std::move(ids)});
+  }
+  RowSink sink(options.outputs, make_header(options.common, model), !options.common.json);
+  PositionNotes notes(options);
+  const Status status = runner_of(options.common.kv)
+                            .evaluate(
+                                model, adapters.maybe_chunk_adapter, evaluate, texts,
+                                [&](const EvaluateRow& row) {
+                                  progress.hide();
+                                  notes.look_at(row);
+                                  return sink.add(row);
+                                },
+                                [&](std::string_view, std::int64_t done, std::int64_t total) {
+                                  return progress.update(done, total);
+                                },
+                                pool);
+  progress.hide();
+  rows = sink.rows();
+  return status.code() == StatusCode::kInvalidFile ? as_model_fault(status, options.common)
+                                                   : status;
+}
 
-  RowSink sink(options, model);
-  const Clock::time_point start = Clock::now();
-  const auto seconds = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
-  bool out_of_time = false;
-  std::optional<ProgressBar> bar;
-  std::int64_t bar_start = 0;  // what was done when the bar was drawn anew
-  const auto on_progress = [&](std::string_view, std::int64_t done, std::int64_t total) {
-    if (!bar) {
-      bar_start = done;
-      bar.emplace(options.common, "evaluating", total - bar_start);
-    }
-    out_of_time = options.time_limit > 0.0 && seconds() > options.time_limit;
-    return bar->update(done - bar_start) && !out_of_time;
-  };
-  Status status = with_kv_type(options.common.kv, [&]<typename KvType>() -> Status {
-    Evaluator<DecoderBackbone, KvType> evaluator(model.backbone, model.tokenizer,
-                                                 adapters.maybe_chunk_adapter, evaluate, pool);
-    return evaluator.run(
-        texts,
-        [&](const EvaluateRow& row) {
-          bar.reset();  // a row must not be written into the bar
-          return sink.add(row);
-        },
-        on_progress);
-  });
-  bar.reset();
+Status print_rows(const std::vector<EvaluateRow>& rows, double seconds,
+                  std::string_view stop_reason) {
+  OrderedJson list = OrderedJson::array();
+  for (const EvaluateRow& row : rows) list.push_back(to_json(row));
+  return print_json({{"rows", list}, {"seconds", seconds}, {"stop_reason", stop_reason}});
+}
+
+Status run_evaluate(const EvaluateCommandOptions& options) {
+  if (options.attention.dense) {
+    return invalid_argument(
+        "--attention dense: evaluate measures dense attention beside every row, expected chunk");
+  }
+  std::vector<ScorerChoice> choices;
+  CHUNKLLM_ASSIGN_OR_RETURN(EvaluateOptions evaluate, make_options(options, choices));
+  CHUNKLLM_RETURN_IF_ERROR(check_outputs(options.outputs));
+  std::vector<std::string> files;  // read before the model is loaded
+  for (const std::string& path : options.texts) {
+    CHUNKLLM_ASSIGN_OR_RETURN(files.emplace_back(), read_utf8_file(path));
+  }
+  ThreadPool pool(options.common.threads);
+  EvaluateProgress progress(options);
+  std::vector<EvaluateRow> rows;
+  const Status status = measure(options, evaluate, std::move(choices), files, progress, pool, rows);
   if (!status.ok() && status.code() != StatusCode::kInterrupted) return status;
-  std::string stop_reason = "end";
-  if (!status.ok()) stop_reason = out_of_time ? "time-limit" : "interrupted";
-  if (out_of_time) {
-    if (!options.common.quiet) print_note("the time limit is reached; the rows are those so far");
-    status = {};
+  const bool out_of_time = !status.ok() && progress.out_of_time();
+  if (out_of_time && !options.common.quiet) {
+    print_note("the time limit is reached; the rows are those so far");
   }
   if (options.common.json) {
-    OrderedJson json;
-    json["rows"] = sink.rows();
-    json["seconds"] = seconds();
-    json["stop_reason"] = stop_reason;
-    CHUNKLLM_RETURN_IF_ERROR(print_json(json));
+    const char* reason = status.ok() ? "end" : (out_of_time ? "time-limit" : "interrupted");
+    CHUNKLLM_RETURN_IF_ERROR(print_rows(rows, progress.seconds(), reason));
   }
-  return status;
+  return out_of_time ? Status() : status;
 }
 
 }  // namespace
@@ -437,7 +375,8 @@ Command add_evaluate(CLI::App& program) {
   list("--scorers", options->scorers,
        "adapter, mean-key, min-max-key, recent, random, oracle-next, oracle-same "
        "[recent,mean-key, and adapter where there is one]");
-  list("--selections", options->selections, "As --selection [its value, else max]");
+  list("--selections", options->selections,
+       "As --selection [its value, else max; layer for adapters]");
   list("--head-joins", options->head_joins, "As --head-join [its value]");
   list("--second-looks", options->second_looks,
        "As --second-look, for passkey and multi-key [its value]");
@@ -454,9 +393,9 @@ Command add_evaluate(CLI::App& program) {
   add_number_option(app, "--time-limit", options->time_limit, 0.0, 1e9,
                     "Stop after this many seconds, with the rows so far; 0: none [0]")
       ->type_name("S");
-  app.add_option("--report", options->report, "Draw the rows into an HTML page")
+  app.add_option("--report", options->outputs.report, "Draw the rows into an HTML page")
       ->type_name("F.html");
-  app.add_option("--rows", options->rows, "Write the rows as JSON lines, as they come")
+  app.add_option("--rows", options->outputs.rows, "Write the rows as JSON lines, as they come")
       ->type_name("F.jsonl");
   app.footer(
       "Examples:\n"

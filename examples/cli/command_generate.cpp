@@ -1,8 +1,6 @@
 // Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
 
-#include <chrono>
-#include <ctime>
 #include <memory>
 
 #include "chunkllm/infer/generate.hpp"
@@ -14,12 +12,11 @@
 #include "model_options.hpp"
 #include "output.hpp"
 #include "progress_bar.hpp"
+#include "stopwatch.hpp"
 #include "system_info.hpp"
 
 namespace chunkllm::cli {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 struct GenerateOptions {
   CommonOptions common;
@@ -47,25 +44,9 @@ struct GenerateReport {
   ChunkCounters counters;
   std::int64_t num_chunks = 0;
   SessionMemory memory;
+  std::string text;       // of `ids`
+  OrderedJson attention;  // null until it is decided
 };
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-double rate(std::int64_t tokens, double seconds) {
-  return seconds > 0.0 ? static_cast<double>(tokens) / seconds : 0.0;
-}
-
-std::string today() {
-  const std::time_t now = std::time(nullptr);
-  std::tm calendar{};
-  char text[32] = "";
-  if (::localtime_r(&now, &calendar) != nullptr) {
-    std::strftime(text, sizeof(text), "%d %b %Y", &calendar);
-  }
-  return text;
-}
 
 /// The bytes of --file and then of --prompt, unchanged.
 Result<std::string> joined_text(const GenerateOptions& options) {
@@ -104,14 +85,14 @@ Result<std::vector<std::int32_t>> prompt_ids(const GenerateOptions& options,
   CHUNKLLM_ASSIGN_OR_RETURN(const ChatTemplate chat,
                             load_chat_template(model.files, model.tokenizer));
   const ChatMessage message{"user", text};
-  const Result<std::string> rendered =
-      chat.writes_current_date() ? chat.render({&message, 1}, today()) : chat.render({&message, 1});
+  const Result<std::string> rendered = chat.writes_current_date()
+                                           ? chat.render({&message, 1}, today("%d %b %Y"))
+                                           : chat.render({&message, 1});
   if (!rendered.ok()) return rendered.status();
   return model.tokenizer.encode(rendered.value(), /*add_special_tokens=*/false);
 }
 
-template <typename Session>
-void take_figures(const Session& session, GenerateReport& report) {
+void take_figures(const AnySession& session, GenerateReport& report) {
   report.attended = session.attended();
   report.kv_resident_bytes = session.kv_resident_bytes();
   if (report.decode_steps > 0) {
@@ -120,33 +101,32 @@ void take_figures(const Session& session, GenerateReport& report) {
                                      static_cast<double>(report.decode_steps) *
                                      static_cast<double>(session.kv_bytes_per_token()) / layers;
   }
-  report.counters = session.chunks().counters();
-  report.num_chunks = session.chunks().table().num_chunks();
+  report.counters = session.counters();
+  report.num_chunks = session.num_chunks();
   report.memory = session.memory();
 }
 
 /// Reads the prompt, chooses tokens, streams their text. Fills `report` on every way out.
-template <typename Session>
 Status run_session(const GenerateOptions& options, const ModelBundle& model,
-                   std::span<const std::int32_t> prompt, Sampler& sampler, Session& session,
+                   std::span<const std::int32_t> prompt, Sampler& sampler, AnySession& session,
                    GenerateReport& report) {
   const auto num_prompt = static_cast<std::int64_t>(prompt.size());
   // What is asked for may be far more than what comes; the cache grows by halves behind this.
   constexpr std::int64_t kReservedNewTokens = 1024;
   session.reserve(num_prompt + std::min(options.max_new_tokens, kReservedNewTokens));
 
-  Clock::time_point start = Clock::now();
+  Stopwatch watch;
   {
     ProgressBar bar(options.common, "reading", num_prompt);
     const Status status =
         session.prefill(prompt, [&](std::int64_t done) { return bar.update(done); });
     report.prefilled_tokens = session.num_tokens();
-    report.prefill_seconds = seconds_since(start);
+    report.prefill_seconds = watch.seconds();
     take_figures(session, report);
     if (!status.ok()) return status;
   }
   CHUNKLLM_ASSIGN_OR_RETURN(const std::span<const float> logits, session.finish_prompt());
-  report.prefill_seconds = seconds_since(start);
+  report.prefill_seconds = watch.seconds();
 
   session.count_attended_from(session.num_tokens());
   StreamDecoder decoder(model.tokenizer);
@@ -154,7 +134,7 @@ Status run_session(const GenerateOptions& options, const ModelBundle& model,
   const auto show = [&](std::string_view text) {
     if (!options.common.json && output.ok() && !text.empty()) output = write_stdout(text);
   };
-  start = Clock::now();
+  watch = {};
   const Result<StopReason> stop = generate(
       session, logits, sampler, {options.max_new_tokens, model.end_ids}, report.ids,
       [&](std::int32_t token) {
@@ -163,13 +143,13 @@ Status run_session(const GenerateOptions& options, const ModelBundle& model,
         if (!ends && model.tokenizer.check_id(token).ok()) show(decoder.push(token).value());
         return output.ok() && !interrupted();
       });
-  report.decode_seconds = seconds_since(start);
+  report.decode_seconds = watch.seconds();
   report.decode_steps = std::max<std::int64_t>(0, static_cast<std::int64_t>(report.ids.size()) - 1);
   take_figures(session, report);
   show(decoder.finish());
   if (!report.ids.empty()) show("\n");
   CHUNKLLM_RETURN_IF_ERROR(output);
-  if (!stop.ok()) return stop.status();
+  if (!stop.ok()) return as_model_fault(stop.status(), options.common);
   report.stop_reason = stop.value();
   if (stop.value() != StopReason::kInterrupted) return {};
   return Status(StatusCode::kInterrupted,
@@ -184,31 +164,36 @@ Result<std::string> decode_known(const BpeTokenizer& tokenizer, std::span<const 
   return tokenizer.decode(known);
 }
 
-Status print_report(const GenerateOptions& options, const ModelBundle& model,
-                    const AttentionPlan& plan, const GenerateReport& report) {
+std::string format_report(const GenerateReport& report, double prefill_rate, double decode_rate) {
+  std::string text = fmt::format(
+      "\n{} prompt tokens in {:.2f} s ({:.1f}/s), {} new in {:.2f} s ({:.1f}/s), stopped: {}\n",
+      report.prompt_tokens, report.prefill_seconds, prefill_rate, report.ids.size(),
+      report.decode_seconds, decode_rate, to_string(report.stop_reason));
+  if (report.attended.count > 0) {
+    text += fmt::format("attended {:.1f} % of the past; ", 100.0 * report.attended.share());
+  }
+  return text +
+         fmt::format(
+             "{} chunks, {} boundaries ({} forced), {} refreshes\nmemory: weights {}, kv {}, "
+             "chunk keys {}, workspace {}, total {}; peak resident {}\n",
+             report.num_chunks, report.counters.boundaries, report.counters.forced_boundaries,
+             report.counters.refreshes, format_bytes(report.memory.weights),
+             format_bytes(report.memory.kv), format_bytes(report.memory.chunk_keys),
+             format_bytes(report.memory.workspace), format_bytes(report.memory.total()),
+             format_bytes(peak_rss_bytes()));
+}
+
+Status print_report(const GenerateOptions& options, const GenerateReport& report) {
   const double prefill_rate = rate(report.prefilled_tokens, report.prefill_seconds);
   const double decode_rate = rate(report.decode_steps, report.decode_seconds);
   if (!options.common.json) {
-    if (options.common.quiet) return {};
-    fmt::print(stderr,
-               "\n{} prompt tokens in {:.2f} s ({:.1f}/s), {} new in {:.2f} s ({:.1f}/s), stopped: "
-               "{}\nattended {:.1f} % of the past; {} chunks, {} boundaries ({} forced), {} "
-               "refreshes\nmemory: weights {}, kv {}, chunk keys {}, workspace {}, total {}; peak "
-               "resident {}\n",
-               report.prompt_tokens, report.prefill_seconds, prefill_rate, report.ids.size(),
-               report.decode_seconds, decode_rate, to_string(report.stop_reason),
-               100.0 * report.attended.share(), report.num_chunks, report.counters.boundaries,
-               report.counters.forced_boundaries, report.counters.refreshes,
-               format_bytes(report.memory.weights), format_bytes(report.memory.kv),
-               format_bytes(report.memory.chunk_keys), format_bytes(report.memory.workspace),
-               format_bytes(report.memory.total()), format_bytes(peak_rss_bytes()));
+    if (!options.common.quiet) write_stderr(format_report(report, prefill_rate, decode_rate));
     return {};
   }
-  CHUNKLLM_ASSIGN_OR_RETURN(const std::string text, decode_known(model.tokenizer, report.ids));
   OrderedJson json;
   json["prompt_tokens"] = report.prompt_tokens;
   json["ids"] = report.ids;
-  json["text"] = text;
+  json["text"] = report.text;
   json["stop_reason"] = to_string(report.stop_reason);
   json["prefill"] = {{"seconds", report.prefill_seconds}, {"tokens_per_second", prefill_rate}};
   json["decode"] = {{"seconds", report.decode_seconds}, {"tokens_per_second", decode_rate}};
@@ -218,10 +203,31 @@ Status print_report(const GenerateOptions& options, const ModelBundle& model,
   json["refreshes"] = report.counters.refreshes;
   json["boundaries"] = report.counters.boundaries;
   json["forced_boundaries"] = report.counters.forced_boundaries;
-  json["attention"] = describe_attention(options.attention, plan);
+  json["attention"] = report.attention;
   json["memory"] = to_json(report.memory);
   json["peak_rss_bytes"] = peak_rss_bytes();
   return print_json(json);
+}
+
+/// Fills `report` on every way out.
+Status generate_text(const GenerateOptions& options, const std::string& text, Sampler& sampler,
+                     ThreadPool& pool, GenerateReport& report) {
+  CHUNKLLM_ASSIGN_OR_RETURN(const ModelBundle model, open_model(options.common, pool));
+  CHUNKLLM_ASSIGN_OR_RETURN(const std::vector<std::int32_t> prompt,
+                            prompt_ids(options, model, text));
+  report.prompt_tokens = static_cast<std::int64_t>(prompt.size());
+  CHUNKLLM_ASSIGN_OR_RETURN(const Adapters adapters, find_adapters(options.attention, model.files));
+  CHUNKLLM_ASSIGN_OR_RETURN(
+      const AttentionPlan plan,
+      plan_attention(options.common, options.attention, model, adapters, Task::kGenerate,
+                     report.prompt_tokens + options.max_new_tokens));
+  report.attention = describe_attention(options.attention, plan);
+  print_notes(options.common, plan);
+  CHUNKLLM_ASSIGN_OR_RETURN(const std::unique_ptr<AnySession> session,
+                            make_session(model, plan, pool));
+  const Status status = run_session(options, model, prompt, sampler, *session, report);
+  CHUNKLLM_ASSIGN_OR_RETURN(report.text, decode_known(model.tokenizer, report.ids));
+  return status;
 }
 
 Status run_generate(GenerateOptions& options) {
@@ -233,30 +239,12 @@ Status run_generate(GenerateOptions& options) {
     CHUNKLLM_ASSIGN_OR_RETURN(text, joined_text(options));
   }
   ThreadPool pool(options.common.threads);
-  const Result<ModelBundle> opened = open_model(options.common, pool);
-  if (opened.status().code() == StatusCode::kInterrupted && options.common.json) {
-    CHUNKLLM_RETURN_IF_ERROR(print_json(OrderedJson{{"prompt_tokens", 0},
-                                                    {"ids", OrderedJson::array()},
-                                                    {"text", ""},
-                                                    {"stop_reason", "interrupted"}}));
-  }
-  if (!opened.ok()) return opened.status();
-  const ModelBundle& model = opened.value();
-  CHUNKLLM_ASSIGN_OR_RETURN(const std::vector<std::int32_t> prompt,
-                            prompt_ids(options, model, text));
-  CHUNKLLM_ASSIGN_OR_RETURN(const Adapters adapters, find_adapters(options.attention, model.files));
   GenerateReport report;
-  report.prompt_tokens = static_cast<std::int64_t>(prompt.size());
-  CHUNKLLM_ASSIGN_OR_RETURN(
-      const AttentionPlan plan,
-      plan_attention(options.common, options.attention, model, adapters, Task::kGenerate,
-                     report.prompt_tokens + options.max_new_tokens));
-  print_notes(options.common, plan);
-  const Status status = with_session(model, plan, pool, [&](auto& session) {
-    return run_session(options, model, prompt, sampler, session, report);
-  });
-  const bool has_report = status.ok() || status.code() == StatusCode::kInterrupted;
-  if (has_report) CHUNKLLM_RETURN_IF_ERROR(print_report(options, model, plan, report));
+  const Status status = generate_text(options, text, sampler, pool, report);
+  // In text mode there is nothing to say of a session that was never made.
+  const bool has_report = status.ok() || (status.code() == StatusCode::kInterrupted &&
+                                          (options.common.json || report.prefilled_tokens > 0));
+  if (has_report) CHUNKLLM_RETURN_IF_ERROR(print_report(options, report));
   return status;
 }
 

@@ -92,6 +92,8 @@ OrderedJson describe_tokenizer(const BpeTokenizer& tokenizer, const ModelFiles& 
       case ChatFamily::kLlama3: json["chat_template"] = "llama3"; break;
       case ChatFamily::kLlama31: json["chat_template"] = "llama3.1"; break;
     }
+  } else if (chat.status().code() != StatusCode::kNotFound) {
+    json["chat_template"] = "unsupported";
   }
   return json;
 }

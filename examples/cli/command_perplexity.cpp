@@ -1,25 +1,21 @@
 // Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
 
-#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "chunkllm/eval/oracle_scores.hpp"
 #include "chunkllm/eval/perplexity.hpp"
-#include "chunkllm/eval/rule_boundaries.hpp"
 #include "commands.hpp"
 #include "model_options.hpp"
 #include "output.hpp"
 #include "progress_bar.hpp"
+#include "stopwatch.hpp"
 
 namespace chunkllm::cli {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 struct PerplexityCommandOptions {
   CommonOptions common;
@@ -38,6 +34,7 @@ struct PerplexityReport {
   std::int64_t kv_resident_bytes = 0;
   ChunkCounters counters;
   SessionMemory memory;
+  OrderedJson attention;  // null until it is decided
   double seconds = 0.0;
 };
 
@@ -58,28 +55,19 @@ Result<std::vector<std::int32_t>> read_ids(const PerplexityCommandOptions& optio
 /// The first of the oracle's two passes. Chunks are those of the sentence rules, in both.
 Status set_oracle(const PerplexityCommandOptions& options, const ModelBundle& model,
                   std::span<const std::int32_t> ids, AttentionPlan& plan, ThreadPool& pool) {
-  const ChunkOptions& chunk = plan.session.chunk;
   plan.maybe_chunk_adapter = nullptr;
-  const std::vector<std::int64_t> ends = rule_chunk_ends(
-      ids, [&](std::int32_t id) { return model.tokenizer.token_bytes(id); }, chunk.guards);
-  ChunkMassOptions mass;
-  mass.rows = options.attention.oracle == OracleKind::kNext ? MassRows::kNext : MassRows::kSame;
-  mass.head_join = chunk.head_join;
+  const MassRows rows =
+      options.attention.oracle == OracleKind::kNext ? MassRows::kNext : MassRows::kSame;
   ProgressBar bar(options.common, "oracle", static_cast<std::int64_t>(ids.size()));
-  return with_kv_type(plan.kv, [&]<typename KvType>() -> Status {
-    CHUNKLLM_ASSIGN_OR_RETURN(
-        auto table,
-        collect_oracle_scores<KvType>(
-            model.backbone, ids, ends,
-            refresh_triggers(ends, chunk.refresh, static_cast<std::int64_t>(ids.size())), mass,
-            [&](std::int64_t done) { return bar.update(done); }, pool));
-    plan.scorer = std::make_shared<const AnyScorer>(TableScorer(std::move(table)));
-    return {};
-  });
+  CHUNKLLM_ASSIGN_OR_RETURN(plan.scorer,
+                            runner_of(plan.kv).make_oracle_scorer(
+                                model, ids, plan.session.chunk, rows,
+                                [&](std::int64_t done) { return bar.update(done); }, pool));
+  return {};
 }
 
-Status print_report(const PerplexityCommandOptions& options, const AttentionPlan& plan,
-                    const PerplexityReport& report, bool is_complete) {
+Status print_report(const PerplexityCommandOptions& options, const PerplexityReport& report,
+                    bool is_complete) {
   const PerplexityResult& result = report.result;
   const bool is_scored = result.num_scored() > 0;
   if (!options.common.json) {
@@ -113,18 +101,16 @@ Status print_report(const PerplexityCommandOptions& options, const AttentionPlan
   json["refreshes"] = report.counters.refreshes;
   json["boundaries"] = report.counters.boundaries;
   json["forced_boundaries"] = report.counters.forced_boundaries;
-  json["attention"] = describe_attention(options.attention, plan);
+  json["attention"] = report.attention;
   json["memory"] = to_json(report.memory);
   json["seconds"] = report.seconds;
   json["stop_reason"] = is_complete ? "end" : "interrupted";
   return print_json(json);
 }
 
-Status run_perplexity(PerplexityCommandOptions& options) {
-  if (options.file.empty() == options.ids_file.empty()) {
-    return invalid_argument("perplexity: expected either --file or --ids-file");
-  }
-  ThreadPool pool(options.common.threads);
+/// Fills `report` on every way out.
+Status measure(const PerplexityCommandOptions& options, ThreadPool& pool,
+               PerplexityReport& report) {
   CHUNKLLM_ASSIGN_OR_RETURN(const ModelBundle model, open_model(options.common, pool));
   CHUNKLLM_ASSIGN_OR_RETURN(const std::vector<std::int32_t> ids, read_ids(options, model));
   const auto num_tokens = static_cast<std::int64_t>(ids.size());
@@ -137,30 +123,40 @@ Status run_perplexity(PerplexityCommandOptions& options) {
                             std::to_string(num_tokens) + " tokens, expected at most " +
                             std::to_string(num_tokens - 1));
   }
+  report.result.num_tokens = num_tokens;
   CHUNKLLM_ASSIGN_OR_RETURN(const Adapters adapters, find_adapters(options.attention, model.files));
   CHUNKLLM_ASSIGN_OR_RETURN(AttentionPlan plan,
                             plan_attention(options.common, options.attention, model, adapters,
                                            Task::kTeacherForced, num_tokens));
+  report.attention = describe_attention(options.attention, plan);
   print_notes(options.common, plan);
+  const Stopwatch watch;
   if (plan.scorer_kind == ScorerKind::kOracle && !plan.session.dense) {
     CHUNKLLM_RETURN_IF_ERROR(set_oracle(options, model, ids, plan, pool));
   }
+  CHUNKLLM_ASSIGN_OR_RETURN(const std::unique_ptr<AnySession> session,
+                            make_session(model, plan, pool));
+  ProgressBar bar(options.common, "reading", num_tokens - 1);
+  const Status status = measure_perplexity(
+      *session, ids, {options.from, plan.read_mode},
+      [&](std::int64_t done) { return bar.update(done); }, pool, report.result);
+  report.seconds = watch.seconds();
+  report.attended_share = session->attended().share();
+  report.kv_resident_bytes = session->kv_resident_bytes();
+  report.counters = session->counters();
+  report.memory = session->memory();
+  return as_model_fault(status, options.common);
+}
+
+Status run_perplexity(const PerplexityCommandOptions& options) {
+  if (options.file.empty() == options.ids_file.empty()) {
+    return invalid_argument("perplexity: expected either --file or --ids-file");
+  }
+  ThreadPool pool(options.common.threads);
   PerplexityReport report;
-  const Status status = with_session(model, plan, pool, [&](auto& session) -> Status {
-    const Clock::time_point start = Clock::now();
-    ProgressBar bar(options.common, "reading", num_tokens - 1);
-    const Status measured = measure_perplexity(
-        session, ids, {options.from, plan.read_mode},
-        [&](std::int64_t done) { return bar.update(done); }, pool, report.result);
-    report.seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    report.attended_share = session.attended().share();
-    report.kv_resident_bytes = session.kv_resident_bytes();
-    report.counters = session.chunks().counters();
-    report.memory = session.memory();
-    return measured;
-  });
+  const Status status = measure(options, pool, report);
   if (status.ok() || status.code() == StatusCode::kInterrupted) {
-    CHUNKLLM_RETURN_IF_ERROR(print_report(options, plan, report, status.ok()));
+    CHUNKLLM_RETURN_IF_ERROR(print_report(options, report, status.ok()));
   }
   return status;
 }

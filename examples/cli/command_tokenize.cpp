@@ -78,6 +78,7 @@ Status run_tokenize(const TokenizeOptions& options) {
     return invalid_argument("tokenize: " + std::to_string(num_inputs) +
                             " inputs, expected one of --text, --file, --jsonl and --ids");
   }
+  CHUNKLLM_RETURN_IF_ERROR(check_device(options.common));
   CHUNKLLM_ASSIGN_OR_RETURN(const ModelFiles files, ModelFiles::open(options.common.model));
   CHUNKLLM_ASSIGN_OR_RETURN(const BpeTokenizer tokenizer, load_tokenizer(files));
   if (options.ids) return decode(options, tokenizer);
@@ -107,8 +108,10 @@ Command add_tokenize(CLI::App& program) {
       app, "--ids",
       [](std::string_view text) -> Result<std::optional<std::vector<std::int64_t>>> {
         CHUNKLLM_ASSIGN_OR_RETURN(auto ids,
-                                  parse_int_list(text, std::numeric_limits<std::int32_t>::min(),
-                                                 std::numeric_limits<std::int32_t>::max()));
+                                  parse_list<std::int64_t>(text, [](std::string_view part) {
+                                    return parse_int(part, std::numeric_limits<std::int32_t>::min(),
+                                                     std::numeric_limits<std::int32_t>::max());
+                                  }));
         return std::optional(std::move(ids));
       },
       options->ids, "Ids to turn into text, such as 1,2,3")

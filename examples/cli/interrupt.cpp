@@ -20,7 +20,9 @@ void on_interrupt(int /*signal*/) {
 void install_signal_handlers() {
   struct sigaction action {};
   action.sa_handler = on_interrupt;
-  action.sa_flags = static_cast<int>(SA_RESETHAND);  // the second one takes its usual way
+  // The second one takes its usual way. A write to a slow reader goes on: cut short, it would look
+  // like a fault of the pipe.
+  action.sa_flags = static_cast<int>(SA_RESETHAND) | SA_RESTART;
   ::sigemptyset(&action.sa_mask);
   ::sigaction(SIGINT, &action, nullptr);
   ::sigaction(SIGTERM, &action, nullptr);

@@ -16,10 +16,10 @@ constexpr int kFailed = 1;
 constexpr int kWrongUsage = 2;
 
 int fail(const std::string& message, int exit_status) {
-  // One line, whatever a file's name holds.
+  // One line, and nothing that a terminal obeys, whatever a file's name holds.
   std::string line = "chunkllm: error: " + message;
   for (char& c : line) {
-    if (c == '\n' || c == '\r') c = ' ';
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
   }
   std::fprintf(stderr, "%s\n", line.c_str());
   return exit_status;
@@ -35,6 +35,8 @@ int run(int argc, char** argv) {
   CLI::App program("Chunk-selective attention on a frozen language model.", "chunkllm");
   program.set_version_flag("--version", "chunkllm " CHUNKLLM_VERSION_STRING);
   program.require_subcommand(0, 1);
+  // Of an option given twice the last counts, so that scripts can hand on their users' options.
+  program.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   program.footer("'chunkllm COMMAND --help' explains a command, with examples.");
   using namespace chunkllm::cli;
   const std::vector<Command> commands = {

@@ -6,7 +6,9 @@
 #include <system_error>
 
 #include "chunkllm/chunk/adapter_file.hpp"
+#include "chunkllm/eval/evaluate_row.hpp"
 #include "chunkllm/eval/oracle_scores.hpp"
+#include "chunkllm/infer/position_limits.hpp"
 #include "chunkllm/io/json.hpp"
 #include "chunkllm/io/mapped_file.hpp"
 #include "chunkllm/model/rope.hpp"
@@ -25,17 +27,6 @@ std::int64_t kv_bytes_per_token(const BackboneConfig& config, KvKind kv) {
   return config.num_layers * 2 * config.kv_size() * value_bytes;
 }
 
-/// Tokens that may be attended at the moment of a refresh, at the most; for chunks with every
-/// chunk at its longest.
-std::int64_t most_attended(const ChunkOptions& options, std::int64_t num_tokens) {
-  const Budget& budget = options.budget;
-  if (budget.kind == Budget::Kind::kTokens) return budget.tokens;
-  if (budget.kind == Budget::Kind::kShare) return budget.tokens_at(num_tokens);
-  const std::int64_t local =
-      options.local_min_tokens + options.local_min_chunks * options.guards.max_len;
-  return std::min(num_tokens, (budget.chunks + 1) * options.guards.max_len + local);
-}
-
 Result<Positions> choose_positions(const AttentionOptions& options, const ChunkOptions& chunk,
                                    const BackboneConfig& config, std::int64_t num_tokens,
                                    std::vector<std::string>& notes) {
@@ -48,38 +39,15 @@ Result<Positions> choose_positions(const AttentionOptions& options, const ChunkO
     if (!fits) notes.push_back(beyond + "; dense attention reads them with original positions");
     return Positions::kOriginal;
   }
-  const Positions positions =
-      options.positions.value_or(fits ? Positions::kOriginal : Positions::kInCache);
+  const Positions positions = options.positions.value_or(default_positions(num_tokens, window));
   if (positions == Positions::kOriginal) {
     if (!fits) notes.push_back(beyond + "; read with original positions, as asked");
     return positions;
   }
-  const std::int64_t attended = most_attended(chunk, num_tokens);
-  if (attended + chunk.guards.max_len > window) {
-    return invalid_argument("--budget " + options.budget_text + ": up to " +
-                            std::to_string(attended) + " tokens and an open chunk of " +
-                            std::to_string(chunk.guards.max_len) +
-                            " exceed the model's window of " + std::to_string(window) +
-                            ", which in-cache positions must fit");
-  }
+  CHUNKLLM_RETURN_IF_ERROR(check_in_cache_positions(chunk, num_tokens, window)
+                               .with_context("--budget " + options.budget_text));
   if (!options.positions) notes.push_back(beyond + "; positions are numbered in the cache");
   return positions;
-}
-
-AnyScorer make_scorer(ScorerKind kind, const AttentionOptions& options,
-                      const BackboneConfig& config, const Adapters& adapters) {
-  switch (kind) {
-    case ScorerKind::kAdapter: return AnyScorer(*adapters.maybe_qk_adapter);
-    case ScorerKind::kMinMaxKey:
-      return AnyScorer(MinMaxKeyScorer(config.num_heads, config.num_kv_heads, config.head_dim,
-                                       softmax_scale(config)));
-    case ScorerKind::kRandom: return AnyScorer(RandomScorer(options.seed));
-    case ScorerKind::kRecent: return AnyScorer(RecentScorer());
-    case ScorerKind::kMeanKey:
-    case ScorerKind::kOracle: break;
-  }
-  return AnyScorer(
-      MeanKeyScorer(config.num_heads, config.num_kv_heads, config.head_dim, softmax_scale(config)));
 }
 
 Result<ScorerKind> choose_scorer(const AttentionOptions& options, const Adapters& adapters,
@@ -109,7 +77,7 @@ std::string shipped_adapters(const std::string& fingerprint) {
   constexpr int kLevels = 5;  // from build/preset/examples/cli up to the source tree's root
   std::filesystem::path place = executable_folder();
   for (int level = 0; level < kLevels && !place.empty(); ++level) {
-    for (const char* name : {"adapters", "share/chunkllm/adapters"}) {
+    for (const char* name : {"adapters", CHUNKLLM_DATADIR "/chunkllm/adapters"}) {
       std::vector<std::string> paths;
       std::error_code error;
       for (std::filesystem::directory_iterator entry(place / name, error), end;
@@ -128,16 +96,6 @@ std::string shipped_adapters(const std::string& fingerprint) {
     place = place.parent_path();
   }
   return "";
-}
-
-std::string adapter_note(const Adapters& adapters, ScorerKind scorer) {
-  const std::string ranked = "ranked by " + std::string(to_string(scorer)) +
-                             (scorer == ScorerKind::kAdapter ? "" : ", training-free");
-  if (adapters.path.empty()) {
-    return "no adapters for this model: chunks end by the sentence rules, " + ranked;
-  }
-  return "adapters " + adapters.path + ": chunks end by " +
-         (adapters.maybe_chunk_adapter ? "the Chunk Adapter, " : "the sentence rules, ") + ranked;
 }
 
 Status check_memory(const ModelBundle& model, KvKind kv, std::int64_t num_tokens) {
@@ -175,6 +133,31 @@ Result<Adapters> find_adapters(const AttentionOptions& options, const ModelFiles
                   file.guards, file.head_join,           file.null_threshold};
 }
 
+AnyScorer make_scorer(ScorerKind kind, const BackboneConfig& config, const Adapters& adapters,
+                      std::uint64_t seed) {
+  switch (kind) {
+    case ScorerKind::kAdapter: return AnyScorer(*adapters.maybe_qk_adapter);
+    case ScorerKind::kMinMaxKey:
+      return AnyScorer(MinMaxKeyScorer(config.num_heads, config.num_kv_heads, config.head_dim,
+                                       softmax_scale(config)));
+    case ScorerKind::kRandom: return AnyScorer(RandomScorer(seed));
+    case ScorerKind::kMeanKey:
+      return AnyScorer(MeanKeyScorer(config.num_heads, config.num_kv_heads, config.head_dim,
+                                     softmax_scale(config)));
+    case ScorerKind::kRecent:
+    case ScorerKind::kOracle: break;
+  }
+  return AnyScorer(RecentScorer());
+}
+
+std::string boundary_note(const Adapters& adapters) {
+  if (adapters.path.empty()) {
+    return "no adapters for this model: chunks end by the sentence rules";
+  }
+  return "adapters " + adapters.path + ": chunks end by " +
+         (adapters.maybe_chunk_adapter ? "the Chunk Adapter" : "the sentence rules");
+}
+
 Result<AttentionPlan> plan_attention(const CommonOptions& common, const AttentionOptions& options,
                                      const ModelBundle& model, const Adapters& adapters, Task task,
                                      std::int64_t num_tokens) {
@@ -184,9 +167,9 @@ Result<AttentionPlan> plan_attention(const CommonOptions& common, const Attentio
   plan.adapters_path = adapters.path;
   plan.maybe_chunk_adapter = adapters.maybe_chunk_adapter;
   CHUNKLLM_ASSIGN_OR_RETURN(plan.scorer_kind, choose_scorer(options, adapters, task, num_tokens));
-  if (plan.scorer_kind != ScorerKind::kOracle) {
-    plan.scorer =
-        std::make_shared<const AnyScorer>(make_scorer(plan.scorer_kind, options, config, adapters));
+  if (plan.scorer_kind != ScorerKind::kOracle || options.dense) {
+    plan.scorer = std::make_shared<const AnyScorer>(
+        make_scorer(plan.scorer_kind, config, adapters, options.seed));
   }
   const bool is_trained = plan.scorer_kind == ScorerKind::kAdapter;
 
@@ -208,23 +191,39 @@ Result<AttentionPlan> plan_attention(const CommonOptions& common, const Attentio
   // Teacher-forced reading is decoding, unless --prefill chunk asks for the sets of a prompt.
   if (options.dense_prefill == false) plan.read_mode = ReadMode::kLayerLocal;
 
-  if (!options.dense) plan.notes.push_back(adapter_note(adapters, plan.scorer_kind));
+  if (!options.dense) {
+    plan.notes.push_back(boundary_note(adapters) + ", ranked by " +
+                         std::string(to_string(plan.scorer_kind)) +
+                         (is_trained ? "" : ", training-free"));
+  }
   CHUNKLLM_ASSIGN_OR_RETURN(
       session.positions, choose_positions(options, session.chunk, config, num_tokens, plan.notes));
   CHUNKLLM_RETURN_IF_ERROR(check_memory(model, common.kv, num_tokens));
   return plan;
 }
 
+Result<std::unique_ptr<AnySession>> make_session(const ModelBundle& model,
+                                                 const AttentionPlan& plan, ThreadPool& pool) {
+  return runner_of(plan.kv).make_session(model, plan.scorer, plan.maybe_chunk_adapter, plan.session,
+                                         pool);
+}
+
+Status as_model_fault(const Status& status, const CommonOptions& options) {
+  if (status.code() != StatusCode::kInvalidArgument && status.code() != StatusCode::kInvalidFile) {
+    return status;
+  }
+  return invalid_file(options.model + ": " + status.message());
+}
+
 OrderedJson describe_attention(const AttentionOptions& options, const AttentionPlan& plan) {
   if (plan.session.dense) return {{"mode", "dense"}, {"positions", "original"}};
-  OrderedJson json = {
-      {"mode", "chunk"},
-      {"budget", options.budget_text},
-      {"scorer", to_string(plan.scorer_kind)},
-      {"selection", to_string(plan.session.chunk.selection)},
-      {"positions", plan.session.positions == Positions::kInCache ? "in-cache" : "original"},
-      {"prefill", plan.session.dense_prefill ? "dense" : "chunk"},
-      {"adapters", nullptr}};
+  OrderedJson json = {{"mode", "chunk"},
+                      {"budget", options.budget_text},
+                      {"scorer", to_string(plan.scorer_kind)},
+                      {"selection", selection_name(plan.session.chunk.selection)},
+                      {"positions", positions_name(plan.session.positions)},
+                      {"prefill", plan.session.dense_prefill ? "dense" : "chunk"},
+                      {"adapters", nullptr}};
   if (!plan.adapters_path.empty()) json["adapters"] = plan.adapters_path;
   return json;
 }

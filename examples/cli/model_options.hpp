@@ -11,11 +11,11 @@
 #include <vector>
 
 #include "chunkllm/chunk/any_scorer.hpp"
-#include "chunkllm/core/dtype.hpp"
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/core/thread_pool.hpp"
 #include "chunkllm/infer/model_bundle.hpp"
 #include "chunkllm/infer/session.hpp"
+#include "kv_runner.hpp"
 #include "options.hpp"
 #include "output.hpp"
 
@@ -57,7 +57,8 @@ enum class Task : std::uint8_t {
 struct AttentionPlan {
   SessionOptions session;
   ScorerKind scorer_kind = ScorerKind::kMeanKey;
-  /// Null for the oracle until its scores are known: set it before `make_session`.
+  /// Null for the oracle until its scores are known, unless attention is dense: set it before
+  /// `make_session`.
   std::shared_ptr<const AnyScorer> scorer;
   std::shared_ptr<const ChunkAdapter> maybe_chunk_adapter;
   KvKind kv = KvKind::kF16;
@@ -78,46 +79,29 @@ Result<AttentionPlan> plan_attention(const CommonOptions& common, const Attentio
                                      const ModelBundle& model, const Adapters& adapters, Task task,
                                      std::int64_t num_tokens);
 
+/// Who ranks the chunks; not for the oracle, whose scores `KvRunner::make_oracle_scorer` finds.
+///
+/// \param kind  kAdapter only where `adapters` has a QK Adapter
+/// \param seed  of the random scorer
+AnyScorer make_scorer(ScorerKind kind, const BackboneConfig& config, const Adapters& adapters,
+                      std::uint64_t seed);
+
+/// Whether there are adapters, and how chunks end.
+std::string boundary_note(const Adapters& adapters);
+
 /// The plan as a JSON object: mode, budget, scorer, selection, positions, adapters.
 OrderedJson describe_attention(const AttentionOptions& options, const AttentionPlan& plan);
 
 /// The plan's notes on stderr, one line each, unless --quiet.
 void print_notes(const CommonOptions& common, const AttentionPlan& plan);
 
-template <typename KvType>
-using CliSession = Session<DecoderBackbone, AnyScorer, KvType>;
-
 /// A session by the plan; the model and the pool must outlive it.
-template <typename KvType>
-Result<CliSession<KvType>> make_session(const ModelBundle& model, const AttentionPlan& plan,
-                                        ThreadPool& pool) {
-  return CliSession<KvType>::create(
-      model.backbone, plan.scorer, plan.maybe_chunk_adapter,
-      [&tokenizer = model.tokenizer](std::int32_t id) { return tokenizer.token_bytes(id); },
-      plan.session, pool);
-}
+Result<std::unique_ptr<AnySession>> make_session(const ModelBundle& model,
+                                                 const AttentionPlan& plan, ThreadPool& pool);
 
-/// Calls `visit.operator()<T>()` with T = F16, BF16 or float: the run-time choice of the KV type
-/// becomes a compile-time one.
-template <typename Visit>
-auto with_kv_type(KvKind kv, Visit&& visit) {
-  switch (kv) {
-    case KvKind::kBF16: return visit.template operator()<BF16>();
-    case KvKind::kF32: return visit.template operator()<float>();
-    case KvKind::kF16: break;
-  }
-  return visit.template operator()<F16>();
-}
-
-/// Makes a session by the plan and calls `visit(session)`, which returns a Status.
-template <typename Visit>
-Status with_session(const ModelBundle& model, const AttentionPlan& plan, ThreadPool& pool,
-                    Visit&& visit) {
-  return with_kv_type(plan.kv, [&]<typename KvType>() -> Status {
-    CHUNKLLM_ASSIGN_OR_RETURN(CliSession<KvType> session, make_session<KvType>(model, plan, pool));
-    return visit(session);
-  });
-}
+/// The same status, where reading or choosing tokens failed, as a fault of the model's file: its
+/// ids and flags were checked before, so what is left are weights that give no finite numbers.
+Status as_model_fault(const Status& status, const CommonOptions& options);
 
 /// Text of a file, at most 256 MiB, checked to be UTF-8 and not empty.
 Result<std::string> read_utf8_file(const std::string& path);

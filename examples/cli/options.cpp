@@ -2,7 +2,7 @@
 #include "options.hpp"
 
 #include <charconv>
-#include <cmath>
+#include <limits>
 
 #include "chunkllm/io/error_text.hpp"
 #include "system_info.hpp"
@@ -16,19 +16,6 @@ constexpr std::int64_t kMaxStride = 65536;
 
 std::string quoted(std::string_view text) {
   return "'" + detail::printable(text, 40) + "'";
-}
-
-/// A parser for a fixed list of words.
-template <typename T>
-auto one_of(std::vector<std::pair<std::string, T>> words) {
-  return [words = std::move(words)](std::string_view text) -> Result<T> {
-    std::string expected;
-    for (const auto& [word, value] : words) {
-      if (word == text) return value;
-      expected += (expected.empty() ? "" : ", ") + word;
-    }
-    return invalid_argument(quoted(text) + ", expected one of " + expected);
-  };
 }
 
 }  // namespace
@@ -53,18 +40,6 @@ Result<double> parse_number(std::string_view text, double min, double max) {
                             " to " + detail::number_text(max));
   }
   return value;
-}
-
-Result<std::vector<std::int64_t>> parse_int_list(std::string_view text, std::int64_t min,
-                                                 std::int64_t max) {
-  std::vector<std::int64_t> values;
-  for (;;) {
-    const std::size_t comma = text.find(',');
-    CHUNKLLM_ASSIGN_OR_RETURN(const std::int64_t value, parse_int(text.substr(0, comma), min, max));
-    values.push_back(value);
-    if (comma == std::string_view::npos) return values;
-    text.remove_prefix(comma + 1);
-  }
 }
 
 Result<Budget> parse_budget(std::string_view text) {
@@ -105,6 +80,27 @@ Result<RefreshPolicy> parse_refresh(std::string_view text) {
                           std::to_string(kMaxStride));
 }
 
+Result<Selection> parse_selection(std::string_view text) {
+  return one_of<Selection>({{"layer", Selection::kLayer},
+                            {"max", Selection::kMax},
+                            {"vote", Selection::kVote},
+                            {"soft", Selection::kSoft}})(text);
+}
+
+Result<HeadJoin> parse_head_join(std::string_view text) {
+  return one_of<HeadJoin>({{"max", HeadJoin::kMax}, {"mean", HeadJoin::kMean}})(text);
+}
+
+Result<std::int64_t> parse_second_look(std::string_view text) {
+  return parse_int(text, 0, 4096);
+}
+
+Result<std::uint64_t> parse_seed(std::string_view text) {
+  CHUNKLLM_ASSIGN_OR_RETURN(const std::int64_t seed,
+                            parse_int(text, 0, std::numeric_limits<std::int64_t>::max()));
+  return static_cast<std::uint64_t>(seed);
+}
+
 std::string_view to_string(ScorerKind scorer) {
   switch (scorer) {
     case ScorerKind::kAdapter: return "adapter";
@@ -113,25 +109,6 @@ std::string_view to_string(ScorerKind scorer) {
     case ScorerKind::kRecent: return "recent";
     case ScorerKind::kRandom: return "random";
     case ScorerKind::kOracle: return "oracle";
-  }
-  return "?";
-}
-
-std::string_view to_string(Selection selection) {
-  switch (selection) {
-    case Selection::kLayer: return "layer";
-    case Selection::kMax: return "max";
-    case Selection::kVote: return "vote";
-    case Selection::kSoft: return "soft";
-  }
-  return "?";
-}
-
-std::string_view to_string(KvKind kv) {
-  switch (kv) {
-    case KvKind::kF16: return "f16";
-    case KvKind::kBF16: return "bf16";
-    case KvKind::kF32: return "f32";
   }
   return "?";
 }
@@ -198,12 +175,7 @@ void add_attention_options(CLI::App& command, AttentionOptions& options) {
       "N|P%|Nc");
   add("--refresh", parse_refresh, options.refresh,
       "When chunks are selected anew: boundary, every, stride:N [boundary]", "WHEN");
-  add("--selection",
-      one_of<std::optional<Selection>>({{"layer", Selection::kLayer},
-                                        {"max", Selection::kMax},
-                                        {"vote", Selection::kVote},
-                                        {"soft", Selection::kSoft}}),
-      options.selection,
+  add("--selection", parse_selection, options.selection,
       "Each layer its own set, or one for all: layer, max, vote, soft [layer with adapters, max "
       "without]",
       "HOW");
@@ -225,16 +197,15 @@ void add_attention_options(CLI::App& command, AttentionOptions& options) {
       "--head-join",
       [&options](std::string_view text) -> Result<HeadJoin> {
         options.is_head_join_given = true;
-        return one_of<HeadJoin>({{"max", HeadJoin::kMax}, {"mean", HeadJoin::kMean}})(text);
+        return parse_head_join(text);
       },
       options.head_join, "How heads' scores are joined: max, mean [max, or as the adapters say]",
       "HOW");
   add("--prefill", one_of<std::optional<bool>>({{"dense", true}, {"chunk", false}}),
       options.dense_prefill, "How the prompt is read: dense, chunk [chunk beyond the budget]",
       "MODE");
-  add(
-      "--second-look", [](std::string_view text) { return parse_int(text, 0, 4096); },
-      options.second_look, "Last prompt tokens that are evaluated once more; 0: off [64]", "N");
+  add("--second-look", parse_second_look, options.second_look,
+      "Last prompt tokens that are evaluated once more; 0: off [64]", "N");
   add("--positions",
       one_of<std::optional<Positions>>(
           {{"original", Positions::kOriginal}, {"in-cache", Positions::kInCache}}),
@@ -242,14 +213,7 @@ void add_attention_options(CLI::App& command, AttentionOptions& options) {
       "original, or in-cache: re-numbered inside the attended set [original where the text fits "
       "the model's window]",
       "WHICH");
-  add(
-      "--seed",
-      [](std::string_view text) -> Result<std::uint64_t> {
-        CHUNKLLM_ASSIGN_OR_RETURN(const std::int64_t seed,
-                                  parse_int(text, 0, std::numeric_limits<std::int64_t>::max()));
-        return static_cast<std::uint64_t>(seed);
-      },
-      options.seed, "Of the random scorer and of sampling [0]", "N");
+  add("--seed", parse_seed, options.seed, "Of the random scorer and of sampling [0]", "N");
 }
 
 }  // namespace chunkllm::cli

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -13,6 +14,7 @@
 #include "chunkllm/chunk/chunk_attention.hpp"
 #include "chunkllm/chunk/chunk_options.hpp"
 #include "chunkllm/core/status.hpp"
+#include "chunkllm/io/error_text.hpp"
 #include "chunkllm/model/packed_weights.hpp"
 
 namespace chunkllm::cli {
@@ -65,14 +67,42 @@ void add_attention_options(CLI::App& command, AttentionOptions& options);
 /// Parsers of single values; kInvalidArgument says what is expected, without the flag's name.
 Result<std::int64_t> parse_int(std::string_view text, std::int64_t min, std::int64_t max);
 Result<double> parse_number(std::string_view text, double min, double max);
-Result<std::vector<std::int64_t>> parse_int_list(std::string_view text, std::int64_t min,
-                                                 std::int64_t max);
 Result<Budget> parse_budget(std::string_view text);
 Result<RefreshPolicy> parse_refresh(std::string_view text);
 
+/// The parts of a list that commas separate, each parsed; an empty part is an error.
+template <typename T, typename Parse>
+Result<std::vector<T>> parse_list(std::string_view text, Parse parse) {
+  std::vector<T> values;
+  for (;;) {
+    const std::size_t comma = std::min(text.find(','), text.size());
+    CHUNKLLM_ASSIGN_OR_RETURN(T value, parse(text.substr(0, comma)));
+    values.push_back(std::move(value));
+    if (comma == text.size()) return values;
+    text.remove_prefix(comma + 1);
+  }
+}
+
+/// A parser for a fixed list of words.
+template <typename T>
+auto one_of(std::vector<std::pair<std::string, T>> words) {
+  return [words = std::move(words)](std::string_view text) -> Result<T> {
+    std::string expected;
+    for (const auto& [word, value] : words) {
+      if (word == text) return value;
+      expected += (expected.empty() ? "" : ", ") + word;
+    }
+    return invalid_argument("'" + chunkllm::detail::printable(text, 40) + "', expected one of " +
+                            expected);
+  };
+}
+
+Result<Selection> parse_selection(std::string_view text);
+Result<HeadJoin> parse_head_join(std::string_view text);
+Result<std::int64_t> parse_second_look(std::string_view text);
+Result<std::uint64_t> parse_seed(std::string_view text);
+
 std::string_view to_string(ScorerKind scorer);
-std::string_view to_string(Selection selection);
-std::string_view to_string(KvKind kv);
 
 /// An option whose text is parsed by `parse(text) -> Result<T>`; what it refuses is wrong usage.
 template <typename Parse, typename Target>

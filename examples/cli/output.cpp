@@ -7,6 +7,8 @@
 #include <array>
 #include <cerrno>
 #include <cstdio>
+#include <filesystem>
+#include <system_error>
 
 #include "chunkllm/io/error_text.hpp"
 
@@ -23,8 +25,28 @@ Status print_json(const OrderedJson& json) {
       json.dump(-1, ' ', /*ensure_ascii=*/false, OrderedJson::error_handler_t::replace) + "\n");
 }
 
+void write_stderr(std::string_view text) {
+  // Not fmt::print: it throws where nobody reads stderr.
+  static_cast<void>(std::fwrite(text.data(), 1, text.size(), stderr));
+}
+
 void print_note(std::string_view note) {
-  fmt::print(stderr, "chunkllm: note: {}\n", note);
+  write_stderr(fmt::format("chunkllm: note: {}\n", note));
+}
+
+Status check_output_path(const std::string& path) {
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
+    return invalid_file(path + ": exists and is not a regular file, expected a file to write");
+  }
+  std::string folder = std::filesystem::path(path).parent_path().string();
+  if (folder.empty()) folder = ".";
+  if (path.empty() || path.back() == '/' || ::access(folder.c_str(), W_OK | X_OK) != 0) {
+    return not_found(path + ": cannot create a file there: " +
+                     detail::errno_text(path.empty() || path.back() == '/' ? EISDIR : errno));
+  }
+  return {};
 }
 
 OrderedJson to_json(const SessionMemory& memory) {
@@ -41,27 +63,6 @@ bool stdout_is_terminal() {
 
 bool stderr_is_terminal() {
   return ::isatty(STDERR_FILENO) == 1;
-}
-
-OrderedJson to_json(const ResultRow& row) {
-  OrderedJson json = {{"task", row.task},     {"length", row.length},       {"budget", row.budget},
-                      {"scorer", row.scorer}, {"selection", row.selection}, {"seed", row.seed},
-                      {"value", row.value},   {"dense_value", nullptr},     {"trials", row.trials}};
-  if (row.dense_value) json["dense_value"] = *row.dense_value;
-  return json;
-}
-
-std::string format_table(const std::vector<ResultRow>& rows) {
-  std::string table =
-      fmt::format("{:<28} {:>8} {:>8} {:<12} {:<9} {:>6} {:>11} {:>11} {:>6}\n", "task", "length",
-                  "budget", "scorer", "selection", "seed", "value", "dense", "trials");
-  for (const ResultRow& row : rows) {
-    table +=
-        fmt::format("{:<28} {:>8} {:>8} {:<12} {:<9} {:>6} {:>11.4f} {:>11} {:>6}\n", row.task,
-                    row.length, row.budget, row.scorer, row.selection, row.seed, row.value,
-                    row.dense_value ? fmt::format("{:.4f}", *row.dense_value) : "-", row.trials);
-  }
-  return table;
 }
 
 std::string format_bytes(std::int64_t bytes) {

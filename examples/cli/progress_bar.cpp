@@ -8,6 +8,7 @@
 
 #include "interrupt.hpp"
 #include "output.hpp"
+#include "stopwatch.hpp"
 
 namespace chunkllm::cli {
 
@@ -17,7 +18,7 @@ ProgressBar::ProgressBar(const CommonOptions& options, std::string label, std::i
       shown_(!options.quiet && stderr_is_terminal()) {}
 
 ProgressBar::~ProgressBar() {
-  if (drawn_) std::fputs("\r\x1b[K", stderr);
+  if (drawn_) write_stderr("\r\x1b[K");
 }
 
 bool ProgressBar::update(std::int64_t done, std::int64_t total) {
@@ -30,12 +31,11 @@ bool ProgressBar::update(std::int64_t done) {
   constexpr std::int64_t kWidth = 30;
   const Clock::time_point now = Clock::now();
   if (shown_ && (!drawn_ || now - last_draw_ >= kRedrawAfter)) {
-    const double seconds = std::chrono::duration<double>(now - start_).count();
-    const double rate = seconds > 0.0 ? static_cast<double>(done) / seconds : 0.0;
+    const double per_second = rate(done, std::chrono::duration<double>(now - start_).count());
     const auto filled =
         static_cast<std::size_t>(std::clamp<std::int64_t>(done * kWidth / total_, 0, kWidth));
-    fmt::print(stderr, "\r\x1b[K{} [{:<{}}] {}/{}  {:.0f}/s", label_, std::string(filled, '#'),
-               kWidth, done, total_, rate);
+    write_stderr(fmt::format("\r\x1b[K{} [{:<{}}] {}/{}  {:.0f}/s", label_,
+                             std::string(filled, '#'), kWidth, done, total_, per_second));
     std::fflush(stderr);
     last_draw_ = now;
     drawn_ = true;

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <ctime>
 #include <fstream>
 #include <set>
 #include <thread>
@@ -42,6 +43,14 @@ std::int64_t peak_rss_bytes() {
   struct rusage usage {};
   if (::getrusage(RUSAGE_SELF, &usage) != 0) return 0;
   return std::int64_t{usage.ru_maxrss} * 1024;  // Linux counts KiB
+}
+
+std::string today(const char* format) {
+  const std::time_t now = std::time(nullptr);
+  std::tm calendar{};
+  char text[32] = "";
+  if (::localtime_r(&now, &calendar) == nullptr) return "";
+  return std::string(text, std::strftime(text, sizeof(text), format, &calendar));
 }
 
 std::string executable_folder() {

@@ -15,6 +15,9 @@ std::int64_t physical_memory_bytes();
 /// Largest resident set of this process so far, in bytes.
 std::int64_t peak_rss_bytes();
 
+/// Today's date by `format` of strftime; empty where it cannot be told.
+std::string today(const char* format);
+
 /// Folder of the running program, without a final slash; empty where it cannot be told.
 std::string executable_folder();
 

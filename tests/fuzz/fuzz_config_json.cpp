@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string_view>
 
+#include "chunkllm/core/utf8.hpp"
 #include "chunkllm/io/config_json.hpp"
 #include "chunkllm/io/json.hpp"
 #include "chunkllm/model/validate_config.hpp"

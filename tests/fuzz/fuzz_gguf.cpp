@@ -7,10 +7,32 @@
 #include "chunkllm/io/dequantize.hpp"
 #include "chunkllm/io/gguf.hpp"
 #include "chunkllm/io/gguf_config.hpp"
+#include "chunkllm/text/chat_template.hpp"
+#include "chunkllm/text/tokenizer_gguf.hpp"
 
 using namespace chunkllm;
 
-/// Every value through every getter, every tensor's last row dequantised, the configuration.
+namespace {
+
+void read_tokenizer(const GgufFile& file) {
+  const Result<BpeTokenizer> tokenizer = load_tokenizer_gguf(file);
+  if (!tokenizer.ok()) return;
+  const auto ids = tokenizer->encode("ab <s>ab", /*add_special_tokens=*/true);
+  if (!ids.ok() || !tokenizer->decode(ids.value()).ok()) __builtin_trap();
+}
+
+void render_chat(const GgufFile& file) {
+  const auto source = file.optional_string("tokenizer.chat_template");
+  if (!source.ok() || !source.value()) return;
+  const Result<ChatTemplate> chat = ChatTemplate::from_source(*source.value(), "<s>");
+  const ChatMessage message = {"user", "Hi"};
+  if (chat.ok() && !chat->render({&message, 1}).ok()) __builtin_trap();
+}
+
+}  // namespace
+
+/// Every value through every getter, every tensor's last row dequantised, the configuration, the
+/// tokenizer and the chat template.
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const auto bytes = std::as_bytes(std::span<const std::uint8_t>(data, size));
   const Result<GgufFile> file = GgufFile::parse(bytes, "fuzz");
@@ -41,5 +63,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   }
   const Result<BackboneConfig> config = backbone_config_from_gguf(file.value());
   if (config.ok() && !validate(config.value(), "fuzz").ok()) __builtin_trap();
+  read_tokenizer(file.value());
+  render_chat(file.value());
   return 0;
 }

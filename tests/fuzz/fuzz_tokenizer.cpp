@@ -20,11 +20,11 @@ void require(bool condition) {
 void encode_and_decode(const BpeTokenizer& tokenizer, std::string_view text) {
   EncodeScratch scratch(/*num_cached_words=*/64);
   const auto ids = tokenizer.encode(text, /*add_special_tokens=*/true, scratch);
-  require(ids.ok() == (find_invalid_utf8(text) == text.size()));
+  require(ids.ok() == is_valid_utf8(text));
   if (!ids.ok()) return;
   require(tokenizer.encode(text, true, scratch).value() == ids.value());
   const auto decoded = tokenizer.decode(ids.value());
-  require(decoded.ok() && find_invalid_utf8(decoded.value()) == decoded.value().size());
+  require(decoded.ok() && is_valid_utf8(decoded.value()));
   StreamDecoder stream(tokenizer);
   std::string streamed;
   for (const std::int32_t id : ids.value()) streamed += stream.push(id).value();

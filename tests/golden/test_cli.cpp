@@ -1,78 +1,30 @@
 // Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
-// The chunkllm program from outside: exit statuses, JSON keys, messages.
+// The chunkllm program from outside: results and JSON keys.
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <cmath>
+#include <cstdint>
 #include <filesystem>
-#include <memory>
-#include <optional>
-#include <random>
+#include <fstream>
+#include <iterator>
 #include <string>
+#include <string_view>
 #include <vector>
 
-#include "chunkllm/chunk/adapter_file.hpp"
-#include "chunkllm/chunk/adapter_file_writer.hpp"
 #include "chunkllm/io/json.hpp"
-#include "chunkllm/model/model_files.hpp"
-#include "support/program.hpp"
+#include "chunkllm/io/safetensors.hpp"
+#include "cli_fixture.hpp"
 #include "support/test_paths.hpp"
-#include "support/tiny_model_folder.hpp"
 
 namespace chunkllm {
 namespace {
 
-using testing::Program;
+using testing::Arguments;
+using testing::Cli;
+using testing::expect_keys;
+using testing::Ids;
 using testing::ProgramResult;
-using Ids = std::vector<std::int32_t>;
-using Arguments = std::vector<std::string>;
-
-Arguments command_line(Arguments arguments) {
-  arguments.insert(arguments.begin(), CHUNKLLM_CLI_PATH);
-  return arguments;
-}
-
-ProgramResult run(Arguments arguments) {
-  return testing::run_program(command_line(std::move(arguments)));
-}
-
-/// The JSON object that a successful command prints, alone on stdout.
-Json run_json(Arguments arguments) {
-  arguments.push_back("--json");
-  const ProgramResult result = run(std::move(arguments));
-  EXPECT_EQ(result.exit_status, 0) << result.err;
-  EXPECT_EQ(std::count(result.out.begin(), result.out.end(), '\n'), 1) << result.out;
-  Result<Json> json = parse_json(result.out, "stdout");
-  EXPECT_TRUE(json.ok()) << json.status().message() << "\n" << result.out;
-  return json.ok() ? std::move(json).value() : Json::object();
-}
-
-void expect_keys(const Json& json, const std::vector<std::string>& keys) {
-  for (const std::string& key : keys) EXPECT_TRUE(json.contains(key)) << key << " in " << json;
-}
-
-class Cli : public ::testing::Test {
- protected:
-  /// `command --model <tiny model> ...`
-  Arguments with_model(const std::string& command, Arguments rest = {}) const {
-    Arguments arguments = {command, "--model", model_.path(), "--threads", "1"};
-    arguments.insert(arguments.end(), rest.begin(), rest.end());
-    return arguments;
-  }
-  std::string write(const std::string& name, std::string_view text) const {
-    return folder_.write(name, text);
-  }
-
-  /// Takes the model's end token away: a generation then ends by its limit or from outside.
-  void never_end() const {
-    Json config = read_json_file(model_.file("config.json"), {}).value();
-    config["eos_token_id"] = nullptr;
-    model_.write("config.json", config.dump());
-  }
-
-  testing::TinyModelFolder model_;
-  testing::TempFolder folder_;
-};
+using testing::run;
+using testing::run_json;
 
 TEST_F(Cli, GreedyIdsEqualTransformersOnATinyModel) {
   const Result<Json> golden = read_json_file(testing::golden_dir() + "/llama/golden.json", {});
@@ -281,226 +233,6 @@ TEST_F(Cli, HelpHasExamples) {
   }
 }
 
-TEST_F(Cli, AnInterruptEndsCleanlyWithTheJsonSoFar) {
-  never_end();
-  Program program(command_line(with_model("generate", {"--prompt", "hello", "--json", "--budget",
-                                                       "64", "--max-new-tokens", "1048576"})));
-  program.wait_for_stderr();  // its notes come when the model is loaded
-  program.interrupt();
-  const ProgramResult result = program.finish();
-  EXPECT_EQ(result.exit_status, 1);
-  const Result<Json> json = parse_json(result.out, "stdout");
-  ASSERT_TRUE(json.ok()) << json.status().message() << result.err;
-  EXPECT_EQ(json->at("stop_reason"), "interrupted");
-  EXPECT_EQ(json->at("prompt_tokens"), 5);
-}
-
-TEST_F(Cli, AnInterruptEndsAStreamCleanly) {
-  never_end();
-  Program program(command_line(with_model(
-      "generate", {"--prompt", "hello", "--budget", "64", "--max-new-tokens", "1048576"})));
-  program.wait_for_stdout();
-  program.interrupt();
-  const ProgramResult result = program.finish();
-  EXPECT_EQ(result.exit_status, 1);
-  EXPECT_NE(result.err.find("stopped after"), std::string::npos) << result.err;
-}
-
-TEST_F(Cli, AClosedPipeIsAnErrorAndNoCrash) {
-  never_end();
-  Program program(command_line(with_model("generate", {"--prompt", "hello", "--quiet", "--budget",
-                                                       "64", "--max-new-tokens", "1048576"})));
-  program.wait_for_stdout();
-  program.close_stdout();
-  const ProgramResult result = program.finish();
-  EXPECT_EQ(result.exit_status, 1);
-  EXPECT_NE(result.err.find("stdout: cannot write"), std::string::npos) << result.err;
-}
-
-/// Adapters of random numbers for the tiny model, or with another fingerprint for none.
-void write_adapters(const std::string& model_path, const std::string& path,
-                    std::optional<std::string> fingerprint = std::nullopt) {
-  const Result<ModelFiles> files = ModelFiles::open(model_path);
-  ASSERT_TRUE(files.ok()) << files.status().message();
-  const BackboneConfig& config = files->config();
-  std::mt19937 random(3);
-  const auto numbers = [&](std::int64_t size) {
-    std::vector<float> values(static_cast<std::size_t>(size));
-    for (float& value : values) value = static_cast<float>(random() % 64) / 32.0F - 1.0F;
-    return values;
-  };
-  AdapterFile file;
-  file.model = describe_adapter_model(config, fingerprint.value_or(files->fingerprint()));
-  auto chunk = std::make_shared<ChunkAdapter>();
-  chunk->weight = numbers(config.hidden_size);
-  file.maybe_chunk_adapter = chunk;
-  constexpr std::int64_t kKeyDim = 4;
-  std::vector<QkAdapterLayer> layers(static_cast<std::size_t>(config.num_layers));
-  for (QkAdapterLayer& layer : layers) {
-    layer.query_weight = numbers(config.num_heads * kKeyDim * config.hidden_size);
-    layer.key_weight = numbers(config.num_kv_heads * kKeyDim * config.hidden_size);
-  }
-  file.maybe_qk_adapter =
-      std::make_shared<const QkAdapter>(std::move(layers), config.hidden_size, config.num_heads,
-                                        config.num_kv_heads, kKeyDim, KeyPooling::kMean, true);
-  const Status status = write_adapter_file(path, file, DType::kF32);
-  ASSERT_TRUE(status.ok()) << status.message();
-}
-
-TEST_F(Cli, AdaptersFindAndRankTheChunks) {
-  const std::string adapters = folder_.file("adapters.safetensors");
-  write_adapters(model_.path(), adapters);
-  const std::string text(120, 'c');
-  const Json chunks =
-      run_json(with_model("chunks", {"--text", text + " and, more. 0123", "--adapters", adapters}));
-  ASSERT_FALSE(chunks.at("chunks").empty());
-  for (const Json& chunk : chunks.at("chunks")) {
-    const double probability = chunk.at(2).get<double>();
-    EXPECT_TRUE(probability >= 0.0 && probability <= 1.0) << probability;
-  }
-  const Json json = run_json(
-      with_model("generate", {"--prompt", text, "--adapters", adapters, "--budget", "64"}));
-  EXPECT_EQ(json.at("attention").at("scorer"), "adapter");
-  EXPECT_EQ(json.at("attention").at("selection"), "layer");
-  EXPECT_EQ(json.at("attention").at("adapters"), adapters);
-  EXPECT_EQ(run_json(with_model("inspect", {"--adapters", adapters})).at("adapters"), adapters);
-}
-
-TEST_F(Cli, AdaptersOfAnotherModelAreRefused) {
-  const std::string adapters = folder_.file("adapters.safetensors");
-  write_adapters(model_.path(), adapters, "0000000000000000");
-  const ProgramResult result =
-      run(with_model("generate", {"--prompt", "x", "--adapters", adapters}));
-  EXPECT_EQ(result.exit_status, 1);
-  EXPECT_NE(result.err.find("fingerprint 0000000000000000"), std::string::npos) << result.err;
-}
-
-struct BadCall {
-  const char* name;
-  int exit_status;
-  const char* message;  // part of it
-  Arguments arguments;
-};
-
-void PrintTo(const BadCall& call, std::ostream* stream) {
-  *stream << call.name;
-}
-
-/// Runs the program with wrong arguments; "MODEL" stands for the model, "@x" for a file x.
-class BadCalls : public Cli, public ::testing::WithParamInterface<BadCall> {};
-
-TEST_P(BadCalls, GiveOneClearLine) {
-  write("empty", "");
-  write("latin1", "caf\xe9");
-  write("large.json", "[1, 99]");
-  write("negative.json", "[1, -2]");
-  write("none.json", "[]");
-  write("object.json", "{\"ids\": [1]}");
-  std::filesystem::create_directory(folder_.file("folder"));
-  Arguments arguments = GetParam().arguments;
-  for (std::string& argument : arguments) {
-    if (argument == "MODEL") argument = model_.path();
-    if (argument.starts_with("@")) argument = folder_.file(argument.substr(1));
-  }
-  const ProgramResult result = run(arguments);
-  EXPECT_EQ(result.exit_status, GetParam().exit_status) << result.err;
-  EXPECT_EQ(result.out, "");
-  EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
-  EXPECT_NE(result.err.find(GetParam().message), std::string::npos) << result.err;
-}
-
-Arguments generate_with(Arguments flags) {
-  Arguments arguments = {"generate", "--model", "MODEL", "--prompt", "x"};
-  arguments.insert(arguments.end(), flags.begin(), flags.end());
-  return arguments;
-}
-
-INSTANTIATE_TEST_SUITE_P(
-    Cli, BadCalls,
-    ::testing::Values(
-        BadCall{"NoCommand", 2, "no command", {}}, BadCall{"UnknownCommand", 2, "bogus", {"bogus"}},
-        BadCall{"NoModel", 2, "--model", {"generate", "--prompt", "x"}},
-        BadCall{"NoInput", 2, "--prompt", {"generate", "--model", "MODEL"}},
-        BadCall{"UnknownFlag", 2, "--bogus", generate_with({"--bogus"})},
-        BadCall{"MissingModel", 1, "none", {"generate", "--model", "@none", "--prompt", "x"}},
-        BadCall{"FolderWithoutModel",
-                1,
-                "config.json",
-                {"generate", "--model", "@folder", "--prompt", "x"}},
-        BadCall{"EmptyModel", 1, "empty", {"generate", "--model", "@empty", "--prompt", "x"}},
-        BadCall{"EmptyPrompt", 2, "--prompt", {"generate", "--model", "MODEL", "--prompt", ""}},
-        BadCall{
-            "PromptNotUtf8", 2, "byte 1", {"generate", "--model", "MODEL", "--prompt", "a\xff"}},
-        BadCall{"EmptyFile", 1, "empty", {"generate", "--model", "MODEL", "--file", "@empty"}},
-        BadCall{"MissingFile", 1, "none", {"generate", "--model", "MODEL", "--file", "@none"}},
-        BadCall{
-            "FolderForFile", 1, "folder", {"generate", "--model", "MODEL", "--file", "@folder"}},
-        BadCall{"FileNotUtf8", 1, "byte 3", {"generate", "--model", "MODEL", "--file", "@latin1"}},
-        BadCall{
-            "EndlessFile", 1, "/dev/zero", {"generate", "--model", "MODEL", "--file", "/dev/zero"}},
-        BadCall{"IdTooLarge",
-                1,
-                "0 to 98",
-                {"generate", "--model", "MODEL", "--ids-file", "@large.json"}},
-        BadCall{"IdNegative",
-                1,
-                "-2",
-                {"generate", "--model", "MODEL", "--ids-file", "@negative.json"}},
-        BadCall{
-            "NoIds", 1, "token ids", {"generate", "--model", "MODEL", "--ids-file", "@none.json"}},
-        BadCall{"IdsNoList",
-                1,
-                "an object",
-                {"generate", "--model", "MODEL", "--ids-file", "@object.json"}},
-        BadCall{"IdsAndPrompt", 2, "--ids-file", generate_with({"--ids-file", "@none.json"})},
-        BadCall{"NoChatTemplate", 1, "chat template", generate_with({"--chat"})},
-        BadCall{"ThreadsZero", 2, "--threads", generate_with({"--threads", "0"})},
-        BadCall{"ThreadsNegative", 2, "--threads", generate_with({"--threads", "-1"})},
-        BadCall{"ThreadsHuge", 2, "--threads", generate_with({"--threads", "1000000000"})},
-        BadCall{"ThreadsFloat", 2, "--threads", generate_with({"--threads", "1e9"})},
-        BadCall{"BudgetZero", 2, "--budget", generate_with({"--budget", "0"})},
-        BadCall{"BudgetNaN", 2, "--budget", generate_with({"--budget", "nan%"})},
-        BadCall{"BudgetNegative", 2, "--budget", generate_with({"--budget", "-5"})},
-        BadCall{"BudgetAbove100", 2, "--budget", generate_with({"--budget", "100.5%"})},
-        BadCall{"BudgetOverflow", 2, "--budget",
-                generate_with({"--budget", "99999999999999999999"})},
-        BadCall{"NewTokensHuge", 2, "--max-new-tokens",
-                generate_with({"--max-new-tokens", "99999999999"})},
-        BadCall{"NewTokensNegative", 2, "--max-new-tokens",
-                generate_with({"--max-new-tokens", "-1"})},
-        BadCall{"TemperatureNaN", 2, "--temperature", generate_with({"--temperature", "nan"})},
-        BadCall{"TopPAboveOne", 2, "--top-p", generate_with({"--top-p", "1.5"})},
-        BadCall{"TopKNegative", 2, "--top-k", generate_with({"--top-k", "-1"})},
-        BadCall{"StrideZero", 2, "--refresh", generate_with({"--refresh", "stride:0"})},
-        BadCall{"StrideAboveLMax", 2, "refresh stride", generate_with({"--refresh", "stride:129"})},
-        BadCall{"UnknownScorer", 2, "--scorer", generate_with({"--scorer", "best"})},
-        BadCall{"OracleInGenerate", 2, "oracle", generate_with({"--scorer", "oracle"})},
-        BadCall{"NoAdaptersToUse", 1, "adapter", generate_with({"--scorer", "adapter"})},
-        BadCall{"MissingAdapters", 1, "none", generate_with({"--adapters", "@none"})},
-        BadCall{"InCacheBudget", 2, "window",
-                generate_with({"--positions", "in-cache", "--budget", "129"})},
-        BadCall{"Cuda", 1, "CUDA", generate_with({"--device", "cuda"})},
-        BadCall{"NoTokenizeInput", 2, "--text", {"tokenize", "--model", "MODEL"}},
-        BadCall{"TwoTokenizeInputs",
-                2,
-                "2 inputs",
-                {"tokenize", "--model", "MODEL", "--text", "a", "--ids", "1"}},
-        BadCall{"DecodeTooLarge", 1, "99", {"tokenize", "--model", "MODEL", "--ids", "99"}},
-        BadCall{"DecodeNegative", 1, "-1", {"tokenize", "--model", "MODEL", "--ids", "-1"}},
-        BadCall{"DecodeNoNumber", 2, "--ids", {"tokenize", "--model", "MODEL", "--ids", "1,,2"}},
-        BadCall{
-            "InspectContext", 2, "--context", {"inspect", "--model", "MODEL", "--context", "0"}},
-        BadCall{"BenchDepth", 2, "--depths", {"bench", "--model", "MODEL", "--depths", "0"}},
-        BadCall{"ChunksEmpty", 1, "no tokens", {"chunks", "--model", "MODEL", "--text", ""}}),
-    [](const auto& test) { return std::string(test.param.name); });
-
-TEST_F(Cli, ABadJsonLineIsNamed) {
-  const std::string file = write("bad.jsonl", "{\"text\": \"a\"}\n{\"txt\": 1}\n");
-  const ProgramResult result = run(with_model("tokenize", {"--jsonl", file}));
-  EXPECT_EQ(result.exit_status, 1);
-  EXPECT_NE(result.err.find("line 2: field 'text' is missing"), std::string::npos) << result.err;
-}
-
 TEST_F(Cli, SmolLm2AnswersAsTransformersDoes) {
   const std::string path = testing::model_path();
   ASSERT_TRUE(std::filesystem::exists(path)) << path << ": scripts/test fetches it";
@@ -509,6 +241,107 @@ TEST_F(Cli, SmolLm2AnswersAsTransformersDoes) {
   const Json json = run_json({"generate", "--model", path, "--prompt", "The capital of France is"});
   EXPECT_EQ(json.at("ids").get<Ids>(), expected);
   EXPECT_EQ(json.at("stop_reason"), "eos");
+}
+
+TEST_F(Cli, TheLastOfTwoEqualOptionsCounts) {
+  const Json json = run_json(with_model(
+      "generate", {"--prompt", "hello", "--max-new-tokens", "7", "--budget", "64",
+                   "--max-new-tokens", "2", "--budget", "128", "--prompt", "hello you"}));
+  EXPECT_EQ(json.at("prompt_tokens"), 9);
+  EXPECT_LE(json.at("ids").size(), 2U);
+  EXPECT_EQ(json.at("attention").at("budget"), "128");
+}
+
+TEST_F(Cli, EvaluateMakesFlatRowsAndBothFiles) {
+  const std::string text = [] {
+    std::string all;
+    for (int i = 0; i < 30; ++i) all += "Rain falls on the hill. ";
+    return all;
+  }();
+  const std::string file = write("t.txt", text);
+  const std::string other = write("u.txt", text + "And on.");
+  const Json json = run_json(with_model(
+      "evaluate", {"--text", file, other, "--tasks", "perplexity,passkey,boundary-f1", "--lengths",
+                   "100,400", "--windows", "1", "--trials", "1", "--budget", "110", "--report",
+                   folder_.file("r.html"), "--rows", folder_.file("r.jsonl")}));
+  expect_keys(json, {"rows", "seconds", "stop_reason"});
+  EXPECT_EQ(json.at("stop_reason"), "end");
+  // Two scorers and two lengths: perplexity; digits at a depth and over all, full, forced; and F1.
+  ASSERT_EQ(json.at("rows").size(), 4U + 16U + 1U);
+  for (const Json& row : json.at("rows")) {
+    expect_keys(row, {"task", "length", "budget", "scorer", "selection", "seed", "value",
+                      "dense_value", "trials", "positions"});
+    for (const auto& [key, value] : row.items()) EXPECT_TRUE(value.is_primitive()) << key;
+    if (row.at("task") != "perplexity") continue;
+    // The model's window holds 256 tokens.
+    EXPECT_EQ(row.at("positions"), row.at("length") == 100 ? "original" : "in-cache");
+  }
+  EXPECT_TRUE(std::filesystem::exists(folder_.file("r.html")));
+  std::ifstream lines(folder_.file("r.jsonl"));
+  std::size_t num_lines = 0;
+  for (std::string line; std::getline(lines, line); ++num_lines) {
+    EXPECT_EQ(parse_json(line, "rows").value(), json.at("rows").at(num_lines));
+  }
+  EXPECT_EQ(num_lines, json.at("rows").size());
+}
+
+TEST_F(Cli, EvaluateSaysThatPositionsAreRenumbered) {
+  const std::string file = write("t.txt", std::string(500, 'a'));
+  const ProgramResult result =
+      run(with_model("evaluate", {"--text", file, "--tasks", "perplexity", "--lengths", "300",
+                                  "--windows", "1", "--budget", "100", "--scorers", "recent"}));
+  EXPECT_EQ(result.exit_status, 0) << result.err;
+  EXPECT_NE(result.err.find("numbered in the cache"), std::string::npos) << result.err;
+}
+
+TEST_F(Cli, BenchSaysWhatEachDepthIsReadWith) {
+  const ProgramResult result = run(with_model(
+      "bench", {"--depths", "60,300", "--new-tokens", "1", "--budget", "100", "--json"}));
+  EXPECT_EQ(result.exit_status, 0) << result.err;
+  EXPECT_NE(result.err.find("positions are numbered in the cache"), std::string::npos)
+      << result.err;
+  // A budget that in-cache positions could not hold does not matter to a mode that is not run.
+  EXPECT_EQ(run(with_model("bench", {"--depths", "300", "--new-tokens", "1", "--budget", "200",
+                                     "--attention", "dense"}))
+                .exit_status,
+            0);
+}
+
+TEST_F(Cli, DenseAttentionNeedsNoScorer) {
+  const std::string file = write("t.txt", "some text to score");
+  const Json json = run_json(
+      with_model("perplexity", {"--file", file, "--attention", "dense", "--scorer", "oracle"}));
+  EXPECT_EQ(json.at("scored"), 17);
+}
+
+TEST_F(Cli, WeightsWithoutNumbersAreTheModelsFault) {
+  // The final norm's weights become 3.4e38 each, which is finite; no logit then is.
+  const std::string path = model_.file("model.safetensors");
+  const Result<SafetensorsFile> file = SafetensorsFile::open(path);
+  ASSERT_TRUE(file.ok()) << file.status().message();
+  std::string bytes = [&] {
+    std::ifstream stream(path, std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(stream), {});
+  }();
+  const auto norm = file->tensor("model.norm.weight");
+  ASSERT_TRUE(norm.ok()) << norm.status().message();
+  const std::string_view data(reinterpret_cast<const char*>(norm->bytes.data()),
+                              norm->bytes.size());
+  const std::size_t at = bytes.rfind(data);
+  ASSERT_NE(at, std::string::npos);
+  bytes.replace(at, data.size(), std::string(data.size(), '\x7f'));
+  model_.write("model.safetensors", bytes);
+  const std::string text = write("t.txt", std::string(150, 'a'));
+  for (const Arguments& arguments :
+       {with_model("generate", {"--prompt", "hello", "--quiet"}),
+        with_model("bench", {"--depths", "20", "--quiet"}),
+        with_model("perplexity", {"--file", text, "--quiet"}),
+        with_model("evaluate", {"--text", text, "--lengths", "100", "--tasks", "passkey", "--quiet",
+                                "--budget", "100"})}) {
+    const ProgramResult result = run(arguments);
+    EXPECT_EQ(result.exit_status, 1) << arguments[0];
+    EXPECT_NE(result.err.find(model_.path() + ": "), std::string::npos) << result.err;
+  }
 }
 
 }  // namespace

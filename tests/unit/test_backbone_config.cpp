@@ -198,6 +198,10 @@ TEST(ConfigJson, TokenIds) {
   ASSERT_TRUE(both.ok());
   EXPECT_EQ(both->eos_token_ids, Windows({7, 8}));
   EXPECT_EQ(both->bos_token_id, 1);
+  const Json wrong = Json::parse(R"({"eos_token_id":100})");
+  EXPECT_EQ(backbone_config_from_json(config_json("{}"), &wrong, "c").status().message(),
+            "c (generation_config.json): field 'eos_token_id' is 100, expected an integer in "
+            "[0, 99]");
   for (const std::string ids : {"100", "-1", "[1,100]", "[1,-1]", "\"a\"", "[[1]]", "1.5"}) {
     EXPECT_FALSE(read(R"({"eos_token_id":)" + ids + "}").ok()) << ids;
     EXPECT_FALSE(read(R"({"bos_token_id":)" + ids + "}").ok()) << ids;

@@ -162,6 +162,16 @@ TEST(BpeTokenizer, AddedTokensStripWhiteSpace) {
   EXPECT_EQ(encode(tokenizer, "<r>  <l>"), (Ids{257, 256}));
 }
 
+TEST(BpeTokenizer, AStrippingTokenOfWhiteSpaceIsNotQuadratic) {
+  auto spec = testing::tiny_spec();
+  spec.added_tokens = {added(256, " ")};
+  spec.added_tokens[0].rstrip = true;
+  const std::size_t num_spaces = std::size_t{1} << 20;
+  Ids expected(num_spaces, 256);
+  expected.push_back('a');
+  EXPECT_EQ(encode(make(std::move(spec)), std::string(num_spaces, ' ') + "a"), expected);
+}
+
 TEST(BpeTokenizer, SingleWordNeedsNoWordCharacterBesideIt) {
   auto spec = testing::tiny_spec();
   spec.added_tokens = {added(256, "tok")};
@@ -240,6 +250,20 @@ TEST(BpeTokenizer, AScratchServesSeveralTokenizers) {
   }
 }
 
+TEST(BpeTokenizer, AScratchKnowsAddedTokensFromWords) {
+  auto spec = testing::tiny_spec({{"a", "b"}});
+  spec.ignore_merges = true;
+  spec.tokens.push_back("abc");
+  const auto with_word = make(spec);
+  spec.tokens.back().clear();
+  spec.added_tokens = {added(257, "abc")};
+  spec.added_tokens[0].single_word = true;
+  const auto with_added = make(std::move(spec));
+  EncodeScratch scratch(1);
+  EXPECT_EQ(with_word.encode("1abc", false, scratch).value(), (Ids{'1', 257}));
+  EXPECT_EQ(with_added.encode("1abc", false, scratch).value(), (Ids{'1', 256, 'c'}));
+}
+
 TEST(BpeTokenizer, ThreadsShareATokenizer) {
   const auto tokenizer = make(testing::tiny_spec({{"a", "b"}, {"ab", "c"}, {" ", "abc"}}));
   std::string text;
@@ -287,6 +311,13 @@ TEST(BpeTokenizer, RefusesContradictorySpecs) {
   EXPECT_EQ(code_of(spec), StatusCode::kInvalidFile) << "a long added token";
   spec.added_tokens = {added(256, "\xFF")};
   EXPECT_EQ(code_of(spec), StatusCode::kInvalidFile) << "an added token that is not UTF-8";
+  for (std::int32_t i = 0; i <= (1 << 12); ++i) {
+    std::string text = std::to_string(i);
+    text.resize(1024, 'x');
+    spec.added_tokens.push_back(added(256 + i, std::move(text)));
+  }
+  spec.added_tokens.erase(spec.added_tokens.begin());
+  EXPECT_EQ(code_of(spec), StatusCode::kResourceExhausted) << "more than 4 MiB of added tokens";
 
   spec = testing::tiny_spec();
   spec.prefix_ids = {256};

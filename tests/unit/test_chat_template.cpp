@@ -98,6 +98,16 @@ TEST(ChatTemplate, RefusesOtherTemplates) {
   }
 }
 
+TEST(ChatTemplate, ATemplateOfManyTurnsIsNotQuadratic) {
+  std::string source = "{{ message['content'] }}{% if add_generation_prompt %}";
+  for (int i = 0; i < 100'000; ++i) source += "<|im_start|>system\n";
+  EXPECT_EQ(render(source + "Be brief.<|im_end|>", {{"user", "Hi"}}),
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+            "<|im_start|>assistant\n");
+  EXPECT_EQ(render(source + "'<|im_end|>", {{"user", "Hi"}}),
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+}
+
 TEST(ChatTemplate, RefusesEmptyConversationsAndUnknownRoles) {
   const auto chat = ChatTemplate::from_source(kSmolLm2, "");
   ASSERT_TRUE(chat.ok());

@@ -6,12 +6,14 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "chunkllm/chunk/chunk_boundary.hpp"
 #include "support/tiny_backbone.hpp"
 #include "support/tiny_tokenizer.hpp"
 
@@ -248,6 +250,113 @@ TEST_F(Evaluate, MassRecallOfTheTeachersOwnScoresIsOne) {
             StatusCode::kInvalidArgument);
 }
 
+TEST_F(Evaluate, PositionsFollowFromWhatIsRead) {
+  const auto positions = [&](EvaluateTask task, std::int64_t window) {
+    BackboneConfig config = testing::tiny_config();
+    config.vocab_size = 256;
+    config.context_length = window;
+    backbone_ = testing::tiny_backbone(config, /*seed=*/1);
+    options_.tasks = {task};
+    options_.scorers.resize(1);
+    options_.second_looks = {0};
+    options_.depths = {0.5};
+    options_.num_windows = options_.num_trials = 1;
+    options_.chunk.guards = {2, 24};
+    last_done_ = 0;
+    EXPECT_TRUE(run().ok());
+    return rows_.empty() ? std::string() : rows_.front().positions;
+  };
+  EXPECT_EQ(positions(EvaluateTask::kPerplexity, 400), "original");
+  EXPECT_EQ(positions(EvaluateTask::kPerplexity, 399), "in-cache");
+  ThreadPool pool(1);
+  const FillerText filler = FillerText::from_ids(tokenizer_, texts_[0].ids);
+  RetrievalTrialOptions trial;
+  trial.length = 400;
+  trial.depth = 0.5;
+  // Five digits and up to three spaces are the answer.
+  const auto num_tokens =
+      static_cast<std::int64_t>(make_passkey_trial(tokenizer_, filler, trial)->ids.size()) + 8;
+  EXPECT_EQ(positions(EvaluateTask::kPasskey, num_tokens), "original");
+  EXPECT_EQ(positions(EvaluateTask::kPasskey, num_tokens - 1), "in-cache");
+}
+
+TEST_F(Evaluate, SessionsFollowTheOptions) {
+  options_.dense_prefill = true;
+  options_.chunk.refresh = {RefreshPolicy::Kind::kStride, 5};
+  ThreadPool pool(1);
+  const detail::EvaluateContext<DecoderBackbone, float> context(backbone_, tokenizer_, nullptr,
+                                                                options_, pool);
+  const auto groups = plan_groups(options_, /*with_second_looks=*/true);
+  const SessionOptions session =
+      context.session_options(groups[1], groups[1].configurations[1], 400);
+  EXPECT_TRUE(session.dense_prefill);
+  EXPECT_EQ(session.chunk.refresh.stride, 5);
+  EXPECT_EQ(session.chunk.second_look, 8);
+  EXPECT_EQ(session.chunk.budget.tokens, 200);
+  EXPECT_EQ(session.chunk.selection, Selection::kLayer);
+}
+
+TEST_F(Evaluate, AScorerMayHaveSettingsOfItsOwn) {
+  options_.scorers[1].selections = {Selection::kSoft};
+  options_.scorers[1].head_joins = {HeadJoin::kMean};
+  const auto groups = plan_groups(options_, /*with_second_looks=*/false);
+  ASSERT_EQ(groups.size(), 2U);
+  EXPECT_EQ(groups[1].head_join, HeadJoin::kMean);
+  ASSERT_EQ(groups[1].configurations.size(), 1U);
+  EXPECT_EQ(groups[1].configurations[0].selection, Selection::kSoft);
+}
+
+TEST(MassRecall, RanksNaNLastAndEqualScoresNewestFirst) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<float> mass = {1.0F, 2.0F, 4.0F, 8.0F, 16.0F, 32.0F};
+  const std::vector<float> scores = {nan, 0.5F, 0.0F, nan, 0.5F, 0.25F};
+  const std::vector<double> sums = {16.0, 18.0, 50.0, 54.0, 62.0, 63.0};
+  for (std::size_t count = 1; count <= sums.size(); ++count) {
+    EXPECT_EQ(detail::top_mass(scores, mass, count), sums[count - 1]) << count;
+  }
+}
+
+TEST_F(Evaluate, BoundariesNeedNoLength) {
+  options_.tasks = {EvaluateTask::kBoundaryF1};
+  options_.lengths = {1 << 20};
+  options_.scorers.clear();
+  EXPECT_TRUE(run().ok());
+  EXPECT_EQ(rows_.size(), 1U);
+}
+
+TEST_F(Evaluate, BoundariesOfAnAdapterAreThoseOfASession) {
+  auto adapter = std::make_shared<ChunkAdapter>();
+  for (int i = 0; i < 32; ++i) adapter->weight.push_back(0.1F * static_cast<float>(i % 7 - 3));
+  adapter->threshold = 0.6F;
+  options_.tasks = {EvaluateTask::kBoundaryF1};
+  ThreadPool pool(2);
+  Evaluator<DecoderBackbone, float> evaluator(backbone_, tokenizer_, adapter, options_, pool);
+  double f1 = -1.0;
+  std::int64_t most_done = 0;
+  ASSERT_TRUE(evaluator
+                  .run(
+                      texts_,
+                      [&](const EvaluateRow& row) {
+                        f1 = row.value;
+                        return Status();
+                      },
+                      [&](std::string_view, std::int64_t done, std::int64_t total) {
+                        most_done = done;
+                        return done <= total;
+                      })
+                  .ok());
+  EXPECT_EQ(most_done, static_cast<std::int64_t>(texts_[0].ids.size()));
+  SessionOptions reading;
+  reading.positions = default_positions(most_done, backbone_.config().context_length);
+  auto session = Session<DecoderBackbone, RecentScorer, float>::create(
+      backbone_, std::make_shared<const RecentScorer>(), adapter, {}, reading, pool);
+  ASSERT_TRUE(session->prefill(texts_[0].ids).ok());
+  const auto score = score_chunk_ends(tokenizer_, texts_[0].ids, session->chunks().table().ends());
+  ASSERT_TRUE(score.ok());
+  EXPECT_GT(score->num_predicted, 5U);
+  EXPECT_EQ(f1, score->f1());
+}
+
 TEST_F(Evaluate, BoundariesOfTheRulesLoseOnlyToTheGuards) {
   options_.tasks = {EvaluateTask::kBoundaryF1};
   options_.chunk.guards = {1, 4096};
@@ -291,7 +400,20 @@ TEST_F(Evaluate, RefusesBadSettingsBeforeItMeasures) {
   EXPECT_EQ(code(), StatusCode::kInvalidArgument);
   options_.only_window = 2;
   EXPECT_EQ(code(), StatusCode::kInvalidArgument);
+  options_.tasks = {};
+  EXPECT_EQ(code(), StatusCode::kInvalidArgument);
+  options_.tasks = {EvaluateTask::kPasskey};
   options_.depths = {};
+  EXPECT_EQ(code(), StatusCode::kInvalidArgument);
+  // The perplexity before it would have been measured in vain.
+  options_.tasks = {EvaluateTask::kPerplexity, EvaluateTask::kPasskey};
+  options_.depths = {0.5, 1.5};
+  EXPECT_EQ(code(), StatusCode::kInvalidArgument);
+  options_.tasks = {EvaluateTask::kMassRecall};
+  options_.budgets = {};
+  EXPECT_EQ(code(), StatusCode::kInvalidArgument);
+  options_.tasks = {EvaluateTask::kPerplexity, EvaluateTask::kMassRecall};
+  options_.recall_share = 0.0;
   EXPECT_EQ(code(), StatusCode::kInvalidArgument);
   options_.budgets[0].budget.tokens = 0;
   EXPECT_EQ(code(), StatusCode::kInvalidArgument);

@@ -138,7 +138,7 @@ TEST(Gguf, ReadsTensors) {
   ASSERT_TRUE(vector.ok());
   EXPECT_EQ(vector->rows, 1);
   EXPECT_EQ(vector->cols, 3);
-  EXPECT_EQ(detail::load<float>(vector->bytes.data() + 8), 3.0F);
+  EXPECT_EQ(detail::read_as<float>(vector->bytes.data() + 8), 3.0F);
   const auto matrix = file->tensor("matrix");
   ASSERT_TRUE(matrix.ok());
   EXPECT_EQ(matrix->dtype, DType::kQ8_0);
@@ -148,7 +148,7 @@ TEST(Gguf, ReadsTensors) {
   EXPECT_EQ(file->tensor("other").status().code(), StatusCode::kUnsupported);
   EXPECT_EQ(file->tensor("missing").status().code(), StatusCode::kNotFound);
   file->drop_pages();
-  EXPECT_EQ(detail::load<float>(vector->bytes.data()), 1.0F);
+  EXPECT_EQ(detail::read_as<float>(vector->bytes.data()), 1.0F);
 }
 
 TEST(Gguf, EveryTruncationIsAnError) {
@@ -264,7 +264,7 @@ TEST(Gguf, AlignmentIsAPowerOfTwo) {
     const Bytes bytes = writer.finish();
     const auto file = GgufFile::parse(bytes, "f");
     ASSERT_TRUE(file.ok()) << file.status().message();
-    EXPECT_EQ(detail::load<float>(file->tensor("b")->bytes.data()), 4.0F);
+    EXPECT_EQ(detail::read_as<float>(file->tensor("b")->bytes.data()), 4.0F);
   }
   for (const std::uint32_t alignment : {0U, 24U, 0x80000000U}) {
     GgufWriter writer;

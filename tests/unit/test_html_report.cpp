@@ -11,6 +11,7 @@
 #include <sstream>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "support/temp_folder.hpp"
@@ -116,6 +117,33 @@ TEST(HtmlReport, HoldsCurvesMapsBarsAndTheTable) {
   // Nothing is loaded from elsewhere and nothing runs.
   for (const char* part : {"http", "src=", "href", "@import", "url(", "<script"}) {
     EXPECT_EQ(html.find(part), html.npos) << part;
+  }
+}
+
+TEST(HtmlReport, ShowsDigitsWholeKeysAndForcedDigits) {
+  std::vector<EvaluateRow> rows;
+  for (const char* budget : {"512", "1024"}) {
+    for (const auto& [metric, value] :
+         {std::pair<const char*, double>{"digits", 0.61}, {"full", 0.42}, {"forced", 0.83}}) {
+      EvaluateRow row = passkey_row(0.0, value);
+      row.depth.reset();
+      row.budget = budget;
+      row.metric = metric;
+      rows.push_back(row);
+    }
+  }
+  const std::string html = render_html_report({"t", "", "", "", ""}, rows);
+  expect_well_formed(html);
+  EXPECT_EQ(count(html, "class='mark'"), 6U);
+  EXPECT_EQ(count(html, "<rect "), 6U);
+  // A configuration's name stands once, in front of its bars.
+  EXPECT_EQ(count(html, ">mean-key, heads max, each layer, B 512, look 64<"), 1U);
+  for (const char* part :
+       {"0.610 of digits,", "0.420 of whole keys,", "0.830 of digits, forced,"}) {
+    EXPECT_EQ(count(html, part), 2U) << part;
+  }
+  for (const char* label : {">0.61 (dense 0.95)<", ">0.42 (dense 0.95)<", ">0.83 (dense 0.95)<"}) {
+    EXPECT_EQ(count(html, label), 2U) << label;
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>
@@ -49,7 +50,8 @@ struct Stack {
   }
 
   /// Exact output and the sum of magnitudes that bounds its rounding errors.
-  [[nodiscard]] std::pair<double, double> exact(const float* x, std::int64_t output) const {
+  template <typename X>
+  [[nodiscard]] std::pair<double, double> exact(const X* x, std::int64_t output) const {
     const std::size_t part = output < 33 ? 0 : output < 38 ? 1 : 2;
     const std::int64_t row = output - (part == 0 ? 0 : part == 1 ? 33 : 38);
     double sum = part == 1 ? static_cast<double>(bias[static_cast<std::size_t>(row)]) : 0.0;
@@ -79,21 +81,97 @@ std::vector<float> apply(const Linear& linear, MatrixView<const float> x, int nu
 
 class LinearOf : public ::testing::TestWithParam<DType> {};
 
+/// x as the product sees it: itself, or rounded to 8 bits in blocks of 32 where weights are.
+std::vector<double> seen(DType dtype, const float* x) {
+  std::vector<double> values(x, x + kIn);
+  if (dtype_traits(dtype).block_size == 1) return values;
+  QuantizedRows quantized(1, kIn);
+  quantized.set_row(0, x);
+  for (std::int64_t i = 0; i < kIn; ++i) {
+    values[static_cast<std::size_t>(i)] = static_cast<double>(quantized.blocks(0)[i / 32].scale) *
+                                          static_cast<double>(quantized.codes(0)[i]);
+  }
+  return values;
+}
+
 TEST_P(LinearOf, EqualsTheExactProductWithinRounding) {
   const Stack stack(GetParam());
   ASSERT_EQ(stack.linear.in_features(), kIn);
   ASSERT_EQ(stack.linear.out_features(), kOut);
-  const std::vector<float> x = random_values(5 * kIn, 5);
-  const std::vector<float> y = apply(stack.linear, {x.data(), 5, kIn}, 2);
-  for (std::int64_t r = 0; r < 5; ++r) {
+  // 37 rows: full tiles of rows and every smaller one.
+  const std::vector<float> x = random_values(37 * kIn, 5);
+  const std::vector<float> y = apply(stack.linear, {x.data(), 37, kIn}, 2);
+  for (std::int64_t r = 0; r < 37; ++r) {
+    const std::vector<double> input = seen(GetParam(), x.data() + r * kIn);
     for (std::int64_t o = 0; o < kOut; ++o) {
-      const auto [exact, magnitude] = stack.exact(x.data() + r * kIn, o);
-      // One rounding of the weight, two an addition in one chain over kIn products, the bias.
+      const auto [exact, magnitude] = stack.exact(input.data(), o);
+      // In f32 one rounding of the weight and two an addition over kIn products; in blocks three
+      // of scales and sums and two an addition over kIn / 32, but of terms in which minimum and
+      // codes need not have cancelled yet: 15 times the weights' span. The bias in both.
       const double bound = magnitude * (2.0 * kIn + 2.0) * 0x1p-24;
       const auto value = static_cast<double>(y[static_cast<std::size_t>(r * kOut + o)]);
       ASSERT_TRUE(std::abs(value - exact) <= bound) << value << " instead of " << exact;
     }
   }
+}
+
+TEST(QuantizedRows, CodesAreWithinHalfAStepAndSumsAreTheirs) {
+  const std::vector<float> x = random_values(3 * kIn, 20);
+  QuantizedRows rows(3, kIn);
+  for (std::int64_t r = 0; r < 3; ++r) rows.set_row(r, x.data() + r * kIn);
+  for (std::int64_t r = 0; r < 3; ++r) {
+    for (std::int64_t b = 0; b < kIn / 32; ++b) {
+      const ActivationBlock& block = rows.blocks(r)[b];
+      double largest = 0.0;
+      std::int32_t sums[2] = {0, 0};
+      for (std::int64_t k = 0; k < 32; ++k) {
+        const double value = static_cast<double>(x[static_cast<std::size_t>(r * kIn + b * 32 + k)]);
+        const int code = rows.codes(r)[b * 32 + k];
+        largest = std::max(largest, std::abs(value));
+        sums[k / 16] += code;
+        const auto scale = static_cast<double>(block.scale);
+        // Half a step, and a few roundings of scale, inverse and product on values up to 127 steps.
+        ASSERT_TRUE(std::abs(value - scale * code) <= scale * (0.5 + 127.0 * 4.0 * 0x1p-24));
+        ASSERT_TRUE(code >= -127 && code <= 127);
+      }
+      EXPECT_NEAR(static_cast<double>(block.scale), largest / 127.0, largest * 0x1p-24);
+      EXPECT_EQ(block.minus_128_sums[0], -128 * sums[0]);
+      EXPECT_EQ(block.minus_128_sums[1], -128 * sums[1]);
+      EXPECT_EQ(block.scaled_sum, block.scale * static_cast<float>(sums[0] + sums[1]));
+    }
+  }
+}
+
+TEST(QuantizedRows, ZerosAndTiniestValuesAreZeroAndNaNAndInfinityAreNaN) {
+  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const float bad :
+       {0.0F, std::numeric_limits<float>::denorm_min(), kNaN, kInfinity, -kInfinity}) {
+    std::vector<float> x(64, 1.0F);
+    std::fill_n(x.begin(), 32, 0.0F);
+    x[7] = bad;
+    QuantizedRows rows(1, 64);
+    rows.set_row(0, x.data());
+    for (std::int64_t k = 0; k < 32; ++k) EXPECT_EQ(rows.codes(0)[k], 0);
+    const bool finite = std::isfinite(bad);
+    EXPECT_EQ(std::isnan(rows.blocks(0)[0].scale), !finite);
+    EXPECT_EQ(std::isnan(rows.blocks(0)[0].scaled_sum), !finite);
+    if (finite) {
+      EXPECT_EQ(rows.blocks(0)[0].scale, 0.0F);
+    }
+    EXPECT_EQ(rows.blocks(0)[1].scale, 1.0F / 127.0F);
+    EXPECT_EQ(rows.codes(0)[40], 127);
+  }
+}
+
+TEST(QuantizedRows, LargestFiniteValuesStayFinite) {
+  std::vector<float> x(32, std::numeric_limits<float>::max());
+  x[3] = -x[3];
+  QuantizedRows rows(1, 32);
+  rows.set_row(0, x.data());
+  EXPECT_EQ(rows.codes(0)[0], 127);
+  EXPECT_EQ(rows.codes(0)[3], -127);
+  EXPECT_TRUE(std::isfinite(rows.blocks(0)[0].scale));
 }
 
 TEST_P(LinearOf, ARowDependsOnItselfAlone) {
@@ -221,6 +299,16 @@ TEST(Linear, NaNOfAWeightReachesItsOutputOnly) {
   EXPECT_EQ(y[0], 4.0F);
   EXPECT_TRUE(std::isnan(y[1]));
   EXPECT_EQ(y[2], 4.0F);
+}
+
+TEST(Linear, NaNOfAnActivationReachesEveryOutputOfItsRowOnly) {
+  const Stack stack(DType::kQ4_1);
+  std::vector<float> x = random_values(3 * kIn, 14);
+  x[kIn + 100] = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<float> y = apply(stack.linear, {x.data(), 3, kIn}, 2);
+  for (std::int64_t i = 0; i < 3 * kOut; ++i) {
+    EXPECT_EQ(std::isnan(y[static_cast<std::size_t>(i)]), i / kOut == 1) << i;
+  }
 }
 
 TEST(Linear, DisagreeingShapesAreRefused) {

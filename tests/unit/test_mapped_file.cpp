@@ -31,7 +31,6 @@ TEST(MappedFile, MapsAllBytesAndSurvivesMoves) {
   const std::byte* address = opened->bytes().data();
   MappedFile moved = std::move(opened).value();
   EXPECT_EQ(moved.bytes().data(), address);
-  moved.advise_sequential();
   moved.drop_pages();
   EXPECT_EQ(detail::as_text(moved.bytes()), text);
   auto other = MappedFile::open(folder.write("b", "other"));

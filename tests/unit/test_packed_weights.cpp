@@ -96,28 +96,6 @@ TEST_P(PackedWeightsOf, Int8IsWithinHalfAStepAndKeepsQ8) {
   }
 }
 
-TEST_P(PackedWeightsOf, ExpandGivesPanelsInAnyDepthSlice) {
-  const RandomTensor tensor(GetParam(), kRows, kCols, 4);
-  const PackedWeights packed = pack(tensor.view(), WeightFormat::kKeep);
-  EXPECT_EQ(packed.rows(), kRows);
-  EXPECT_EQ(packed.cols(), kCols);
-  ASSERT_EQ(packed.num_panels(), 3);
-  std::vector<float> panel(64 * 32);
-  for (std::int64_t p = 0; p < 3; ++p) {
-    for (const std::int64_t first : {std::int64_t{0}, std::int64_t{96}, kCols - 64}) {
-      std::fill(panel.begin(), panel.end(), std::numeric_limits<float>::quiet_NaN());
-      packed.expand(p, first, 64, panel.data());
-      for (std::int64_t k = 0; k < 64; ++k) {
-        for (std::int64_t i = 0; i < 32; ++i) {
-          const std::int64_t row = p * 32 + i;
-          const float expected = row < kRows ? static_cast<float>(tensor.at(row, first + k)) : 0.0F;
-          ASSERT_EQ(panel[static_cast<std::size_t>(k * 32 + i)], expected);
-        }
-      }
-    }
-  }
-}
-
 TEST_P(PackedWeightsOf, RowOrderPermutesRows) {
   const RandomTensor tensor(GetParam(), kRows, kCols, 5);
   std::vector<std::int64_t> order;
@@ -164,6 +142,21 @@ TEST_P(PackedWeightsOf, ShortDataAndBrokenBlocksAreRefused) {
     view = tensor.view();
     view.cols = 255;
     EXPECT_EQ(code_of(view), StatusCode::kInvalidFile);
+  }
+}
+
+TEST_P(PackedWeightsOf, TypesOfFourToEightBitsGoToBlocks) {
+  const RandomTensor tensor(GetParam(), kRows, kCols, 4);
+  const bool quantized = dtype_traits(GetParam()).block_size > 1;
+  for (const WeightFormat format :
+       {WeightFormat::kKeep, WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kInt8}) {
+    const PackedWeights packed = pack(tensor.view(), format);
+    const bool in_blocks =
+        format == WeightFormat::kInt8 || (format == WeightFormat::kKeep && quantized);
+    EXPECT_EQ(packed.maybe_blocks() != nullptr, in_blocks);
+    EXPECT_EQ(packed.maybe_panels() == nullptr, in_blocks);
+    EXPECT_EQ(packed.rows(), kRows);
+    EXPECT_EQ(packed.cols(), kCols);
   }
 }
 

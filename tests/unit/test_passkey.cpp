@@ -7,10 +7,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <set>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -84,6 +86,21 @@ TEST(Passkey, TrialsAreFixedBySeedAndNumber) {
   }
   EXPECT_GE(keys.size(), 39U);
   for (const std::string& key : keys) EXPECT_NE(key.front(), '0');
+}
+
+TEST(Passkey, EveryDepthMeetsEveryWording) {
+  for (const std::int64_t num_depths : {1, 2, 3, 4, 5, 6, 8, 10}) {
+    std::set<std::pair<std::int64_t, std::string_view>> met;
+    for (std::int64_t t = 0; t < 4 * num_depths; ++t) {
+      met.emplace(t % num_depths, passkey_wording(t, num_depths).fact);
+    }
+    EXPECT_EQ(met.size(), 4U * static_cast<std::size_t>(num_depths)) << num_depths;
+  }
+  // A trial's prompt has the wording of its number among the depths.
+  const BpeTokenizer tokenizer = byte_tokenizer();
+  RetrievalTrialOptions options{1000, 0.5, 3, /*trial=*/4, /*num_depths=*/4};
+  const auto trial = make_passkey_trial(tokenizer, filler(tokenizer, 60), options);
+  EXPECT_TRUE(text_of(tokenizer, trial.value()).ends_with(kPasskeyWordings[1].question));
 }
 
 TEST(Passkey, RefusesLengthsAndDepths) {
@@ -188,6 +205,21 @@ class ForgetfulSession {
   std::size_t prompt_len_ = 0;
   std::vector<float> logits_;
 };
+
+TEST(Passkey, NaNLogitsAreAnError) {
+  /// Logits without a number: a model with broken weights.
+  class BrokenSession : public ForgetfulSession {
+   public:
+    Result<std::span<const float>> finish_prompt() { return std::span<const float>(nans_); }
+
+   private:
+    std::vector<float> nans_ = std::vector<float>(256, std::numeric_limits<float>::quiet_NaN());
+  };
+  const BpeTokenizer tokenizer = byte_tokenizer();
+  BrokenSession session;
+  const auto answer = answer_trial(session, tokenizer, {{1, 2, 3}, "12345", 0.5}, {});
+  EXPECT_EQ(answer.status().code(), StatusCode::kInvalidFile);
+}
 
 TEST(Passkey, ForcedDigitsHaveTheTrueOnesBeforeThem) {
   const BpeTokenizer tokenizer = byte_tokenizer();

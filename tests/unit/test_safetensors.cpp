@@ -133,6 +133,12 @@ TEST(Safetensors, RefusesBrokenHeaders) {
   EXPECT_EQ(parse_status(entry("\"F32\"", "[3]", "[0,8]"), 8).message(),
             "f: tensor 't': field 'data_offsets' is [0, 8], expected 12 bytes within the 8 of the "
             "file's data");
+  EXPECT_EQ(parse_status(R"({"a":{"dtype":"U8","shape":[5],"data_offsets":[0,5]},)"
+                         R"("b":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})",
+                         8)
+                .message(),
+            "f: tensor 'b' begins at data byte 4, expected 5 (tensors must neither overlap nor "
+            "leave holes)");
   EXPECT_EQ(parse_status(entry("\"F31\"", "[2]", "[0,8]"), 8).message(),
             "f: tensor 't': field 'dtype' is \"F31\", expected a safetensors element type such as "
             "F32, F16 or BF16");
@@ -220,11 +226,13 @@ TEST(SafetensorsModel, RefusesBadIndices) {
        {R"({"b.half":"../s1.safetensors"})", R"({"b.half":"/etc/passwd"})", R"({"b.half":".."})",
         R"({"b.half":""})", R"({"b.half":7})", R"({"b.half":"s2.safetensors"})", R"({})", R"([])",
         R"({"b.half":"s1.safetensors","b.half":"s1.safetensors"})",
-        R"({"b.half":"s1.safetensors\u0000x"})"}) {
+        R"({"b.half":"s1.safetensors\u0000x"})", R"({"b.half":"two\nlines"})",
+        R"({"b.half":"\u001b[31mred"})", R"({"b.half":"\u007f"})"}) {
     const TempFolder folder;
     write_shards(folder, weight_map);
-    EXPECT_EQ(SafetensorsModel::open(folder.path()).status().code(), StatusCode::kInvalidFile)
-        << weight_map;
+    const Status status = SafetensorsModel::open(folder.path()).status();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidFile) << weight_map;
+    for (const char c : status.message()) EXPECT_TRUE(c >= ' ' && c <= '~') << weight_map;
   }
   const TempFolder folder;
   write_shards(folder, R"({"b.half":"s3.safetensors"})");

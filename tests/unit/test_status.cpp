@@ -50,6 +50,12 @@ TEST(Result, HoldsAValueOrAStatus) {
   EXPECT_EQ(parse_digit('x').status().message(), "not a digit");
 }
 
+TEST(Result, AnOkStatusWithoutAValueIsAnError) {
+  const Result<int> result = Status();
+  EXPECT_FALSE(result.ok());
+  EXPECT_EQ(result.status().code(), StatusCode::kInternal);
+}
+
 TEST(Result, MovesValuesThatCannotBeCopied) {
   Result<std::unique_ptr<int>> result = std::make_unique<int>(3);
   const std::unique_ptr<int> value = std::move(result).value();

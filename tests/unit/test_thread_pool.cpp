@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace chunkllm {
@@ -59,6 +60,9 @@ TEST(ThreadPool, TasksMayBeConstOrMoveOnly) {
   const auto task = [&](std::int64_t index, int) { sum += index; };
   pool.parallel_for(10, task);
   EXPECT_EQ(sum.load(), 45);
+  pool.parallel_for(
+      10, [&, unit = std::make_unique<int>(2)](std::int64_t index, int) { sum += index * *unit; });
+  EXPECT_EQ(sum.load(), 135);
 }
 
 TEST(ThreadPool, PoolsMayBeMadeAndDroppedWithoutWork) {

@@ -252,6 +252,12 @@ TEST(TokenizerJson, RefusesWhatItDoesNotImplementAndWhatIsBroken) {
        }},
       {"template token unknown", kInvalidFile, "special_tokens",
        [](Json& j) { j["post_processor"] = template_processor("<s>", "<other>"); }},
+      {"many templates", kInvalidFile, "64 a side",
+       [](Json& j) {
+         std::vector<Json> steps(65, template_processor("<s>", "</s>"));
+         j = document_with_template();
+         j["post_processor"] = sequence("processors", std::move(steps));
+       }},
       {"template id out of range", kInvalidFile, "257",
        [](Json& j) { j["post_processor"] = template_processor("<s>", "</s>"); }},
       {"no decoder", kUnsupported, "decoder", [](Json& j) { j["decoder"] = nullptr; }},

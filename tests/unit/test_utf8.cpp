@@ -44,6 +44,18 @@ TEST(Utf8, FindsTheFirstInvalidByte) {
   EXPECT_EQ(find_invalid_utf8("\xE2\x82\xAC"), 3u);
 }
 
+TEST(Utf8, ValidityFollowsTheStandard) {
+  for (const std::string_view text : {"", "ascii", "\xc3\xa9", "\xe2\x82\xac", "\xf0\x9f\x98\x80",
+                                      "\xf4\x8f\xbf\xbf", "\xed\x9f\xbf", "\xee\x80\x80"}) {
+    EXPECT_TRUE(is_valid_utf8(text));
+  }
+  for (const std::string_view text :
+       {"\x80", "\xc3", "\xc1\xbf", "\xe0\x9f\xbf", "\xed\xa0\x80", "\xf0\x8f\xbf\xbf",
+        "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xe2\x82", "\xff", "a\xc3z"}) {
+    EXPECT_FALSE(is_valid_utf8(text));
+  }
+}
+
 // The expected texts are those of Python's bytes.decode("utf-8", "replace").
 TEST(Utf8, ReplacesMaximalSubparts) {
   const std::string r = "\xEF\xBF\xBD";

@@ -263,6 +263,17 @@ inline F32x16 exp(F32x16 x) {
   return select_if_at_least(lowest, x, zero(), p * power_of_two(n));
 }
 
+/// Lane 0, where all are alike.
+inline float first_lane(F32x16 a) {
+#if defined(CHUNKLLM_SIMD_AVX512)
+  return _mm512_cvtss_f32(a.v);
+#elif defined(CHUNKLLM_SIMD_AVX2)
+  return _mm256_cvtss_f32(a.v[0]);
+#else
+  return a.v[0];
+#endif
+}
+
 /// Sum of the lanes, pairwise in a fixed order.
 inline float horizontal_sum(F32x16 a) {
   float lane[kLanes];

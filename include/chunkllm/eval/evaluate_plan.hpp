@@ -1,6 +1,7 @@
 // Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -14,6 +15,7 @@
 #include "chunkllm/chunk/chunk_attention.hpp"
 #include "chunkllm/chunk/chunk_options.hpp"
 #include "chunkllm/chunk/chunk_state.hpp"
+#include "chunkllm/core/status.hpp"
 #include "chunkllm/eval/chunk_mass.hpp"
 #include "chunkllm/eval/evaluate_row.hpp"
 
@@ -27,6 +29,10 @@ struct EvaluateScorer {
   std::optional<std::uint64_t> seed;  ///< of a random scorer, for the row
   float threshold = 0.0F;             ///< of the null class
   bool ignores_scores = false;        ///< recent: the selection changes nothing
+  /// Instead of those of `EvaluateOptions`; empty: those. Trained adapters have defaults of their
+  /// own.
+  std::vector<Selection> selections;
+  std::vector<HeadJoin> head_joins;
 };
 
 struct EvaluateBudget {
@@ -53,6 +59,7 @@ struct EvaluateOptions {
   /// Refresh, guards and the like; what the lists above hold is overwritten.
   ChunkOptions chunk;
   ReadMode read_mode = ReadMode::kAsDecode;  ///< of perplexity
+  bool dense_prefill = false;                ///< of passkey and multi-key
   std::optional<Positions> positions;        ///< none: original where the model's window holds it
 };
 
@@ -76,6 +83,11 @@ struct EvaluateGroup {
   std::vector<EvaluateConfiguration> configurations;
 };
 
+/// Whether a scorer has heads to join.
+inline bool has_heads(const EvaluateScorer& scorer) {
+  return scorer.scorer == nullptr || scorer.scorer->shape().num_heads > 0;
+}
+
 /// The combinations that mean something: a scorer without heads has one join of them, and one
 /// that ignores scores one selection.
 ///
@@ -85,10 +97,11 @@ inline std::vector<EvaluateGroup> plan_groups(const EvaluateOptions& options,
   std::vector<EvaluateGroup> groups;
   const std::vector<std::int64_t> no_look = {0};
   for (const EvaluateScorer& scorer : options.scorers) {
-    const bool has_heads = scorer.scorer == nullptr || scorer.scorer->shape().num_heads > 0;
-    for (const HeadJoin head_join : options.head_joins) {
+    const auto& head_joins = scorer.head_joins.empty() ? options.head_joins : scorer.head_joins;
+    const auto& selections = scorer.selections.empty() ? options.selections : scorer.selections;
+    for (const HeadJoin head_join : head_joins) {
       EvaluateGroup group{&scorer, head_join, {}};
-      for (const Selection selection : options.selections) {
+      for (const Selection selection : selections) {
         for (const EvaluateBudget& budget : options.budgets) {
           for (const std::int64_t look : with_second_looks ? options.second_looks : no_look) {
             group.configurations.push_back({&budget, selection, look});
@@ -97,10 +110,66 @@ inline std::vector<EvaluateGroup> plan_groups(const EvaluateOptions& options,
         if (scorer.ignores_scores) break;
       }
       groups.push_back(std::move(group));
-      if (!has_heads) break;
+      if (!has_heads(scorer)) break;
     }
   }
   return groups;
+}
+
+/// Whether a task asks for hidden facts: then its length is the filler's.
+constexpr bool is_retrieval(EvaluateTask task) {
+  return task == EvaluateTask::kPasskey || task == EvaluateTask::kMultiKey;
+}
+
+/// Errors: kInvalidArgument naming the setting, its value and the range, for what the options alone
+///         or the texts tell. Lists that no task uses are not looked at.
+inline Status validate(const EvaluateOptions& options, std::span<const EvaluateText> texts) {
+  const auto in_range = [](const char* name, std::int64_t value, std::int64_t low,
+                           std::int64_t high) -> Status {
+    if (value >= low && value <= high) return {};
+    return invalid_argument("evaluate: " + std::string(name) + " is " + std::to_string(value) +
+                            ", expected " + std::to_string(low) + " to " + std::to_string(high));
+  };
+  const auto in_unit = [](const char* name, double value) -> Status {
+    if (value >= 0.0 && value <= 1.0) return {};
+    return invalid_argument("evaluate: " + std::string(name) + " is " + std::to_string(value) +
+                            ", expected 0 to 1");
+  };
+  std::int64_t longest = 0;
+  for (const EvaluateText& text : texts) {
+    longest = std::max(longest, static_cast<std::int64_t>(text.ids.size()));
+  }
+  if (longest == 0) return invalid_argument("evaluate: there is no text");
+  CHUNKLLM_RETURN_IF_ERROR(in_range("number of windows", options.num_windows, 1, 1 << 16));
+  CHUNKLLM_RETURN_IF_ERROR(
+      in_range("window", options.only_window.value_or(0), 0, options.num_windows - 1));
+  CHUNKLLM_RETURN_IF_ERROR(in_range("number of trials", options.num_trials, 1, 1 << 16));
+  if (options.recall_share == 0.0) return invalid_argument("evaluate: recall share is 0");
+  CHUNKLLM_RETURN_IF_ERROR(in_unit("recall share", options.recall_share));
+  for (const double depth : options.depths) CHUNKLLM_RETURN_IF_ERROR(in_unit("depth", depth));
+
+  const auto& tasks = options.tasks;
+  const bool retrieves = std::any_of(tasks.begin(), tasks.end(), is_retrieval);
+  const bool has_lengths = std::any_of(tasks.begin(), tasks.end(), [](EvaluateTask task) {
+    return task != EvaluateTask::kBoundaryF1;
+  });
+  const std::pair<bool, const char*> missing[] = {
+      {tasks.empty(), "task"},
+      {has_lengths && options.lengths.empty(), "length"},
+      {has_lengths && options.budgets.empty(), "budget"},
+      {has_lengths && options.scorers.empty(), "scorer"},
+      {has_lengths && options.selections.empty(), "selection"},
+      {has_lengths && options.head_joins.empty(), "join of heads"},
+      {retrieves && options.second_looks.empty(), "second look"},
+      {retrieves && options.depths.empty(), "depth"}};
+  for (const auto& [is_missing, name] : missing) {
+    if (is_missing) return invalid_argument("evaluate: there is no " + std::string(name));
+  }
+  if (!has_lengths) return {};
+  for (const std::int64_t length : options.lengths) {
+    CHUNKLLM_RETURN_IF_ERROR(in_range("length in tokens", length, 2, longest));
+  }
+  return {};
 }
 
 /// Stretches of `length` tokens, in turn over the texts that are long enough, evenly spread over

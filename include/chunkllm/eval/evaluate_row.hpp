@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "chunkllm/chunk/chunk_attention.hpp"
 #include "chunkllm/chunk/chunk_selector.hpp"
 #include "chunkllm/chunk/score_chunks.hpp"
 
@@ -16,7 +17,7 @@ enum class EvaluateTask : std::uint8_t {
   kPerplexity,  ///< of the second half of windows of a text, dense beside it
   kPasskey,     ///< five digits hidden in plain text
   kMultiKey,    ///< one of eight facts alike
-  kBoundaryF1,  ///< the boundaries in use against the sentence rules
+  kBoundaryF1,  ///< the boundaries in use against the rules that know the whole text
   kMassRecall   ///< attention mass in a scorer's first 12.5 % of the chunks
 };
 
@@ -44,6 +45,9 @@ constexpr std::string_view selection_name(Selection selection) {
 constexpr std::string_view head_join_name(HeadJoin head_join) {
   return head_join == HeadJoin::kMax ? "max" : "mean";
 }
+constexpr std::string_view positions_name(Positions positions) {
+  return positions == Positions::kInCache ? "in-cache" : "original";
+}
 
 /// One line of a quality table. Empty where a setting does not apply to the task.
 struct EvaluateRow {
@@ -59,6 +63,7 @@ struct EvaluateRow {
   std::optional<std::uint64_t> seed;
   std::optional<std::int64_t> second_look;  ///< tokens
   std::optional<double> depth;              ///< [0, 1]; empty: all depths together
+  std::string positions;                    ///< of attended keys; dense has the original ones
   double value = 0.0;
   std::optional<double> dense_value;     ///< of dense attention on the same windows or trials
   std::optional<double> attended_share;  ///< of the past, mean over scored tokens and layers

@@ -121,7 +121,7 @@ inline std::string retrieval_section(std::span<const EvaluateRow> rows, std::str
   std::vector<std::pair<std::string, std::vector<const EvaluateRow*>>> maps;
   std::map<std::int64_t, std::vector<const EvaluateRow*>> bars;
   for (const EvaluateRow& row : rows) {
-    if (row.task != task || row.metric != "digits") continue;
+    if (row.task != task) continue;
     if (!row.depth) {
       bars[row.length].push_back(&row);
       continue;
@@ -137,8 +137,8 @@ inline std::string retrieval_section(std::span<const EvaluateRow> rows, std::str
   std::string html =
       "<h2>" + std::string(heading) + "</h2>\n<p>" + std::string(explanation) + "</p>\n";
   for (const auto& [length, of_length] : bars) {
-    html += "<div class='card bars'><h3>Digits right after " + with_thousands(length) +
-            " tokens; the upright mark is dense attention</h3>\n" + digit_bars(of_length) +
+    html += "<div class='card bars'><h3>Right after " + with_thousands(length) +
+            " tokens; the upright mark is dense attention</h3>\n" + retrieval_bars(of_length) +
             "</div>\n";
   }
   html += "<div class='maps'>\n";
@@ -154,7 +154,8 @@ inline std::string table_section(std::span<const EvaluateRow> rows) {
       "<h2>All rows</h2>\n<div class='card scroll'><table>\n<thead><tr><th>Task</th><th>Metric</th>"
       "<th class='number'>Length</th><th class='number'>Budget</th><th>Scorer</th><th>Heads</th>"
       "<th>Selection</th><th class='number'>Seed</th><th class='number'>Look</th>"
-      "<th class='number'>Depth</th><th class='number'>Value</th><th class='number'>Dense</th>"
+      "<th class='number'>Depth</th><th>Positions</th><th class='number'>Value</th><th "
+      "class='number'>Dense</th>"
       "<th class='number'>Ratio</th><th class='number'>Attended</th>"
       "<th class='number'>Trials</th></tr></thead>\n<tbody>\n";
   const auto text = [&](const std::string& value) {
@@ -178,6 +179,7 @@ inline std::string table_section(std::span<const EvaluateRow> rows) {
     number(row.seed ? std::to_string(*row.seed) : "");
     number(row.second_look ? std::to_string(*row.second_look) : "");
     maybe(row.depth, 2);
+    text(row.positions);
     number(fixed_decimals(row.value, 4));
     maybe(row.dense_value, 4);
     maybe(row.ratio(), 4);
@@ -192,9 +194,10 @@ inline std::string table_section(std::span<const EvaluateRow> rows) {
 
 /// The rows as one self-contained page: inline SVG, no script, nothing loaded from elsewhere.
 ///
-/// Perplexity ratio against budget with a curve for each selector, digits right as bars and as a
-/// heat map of depth and length, then a table of all rows. Follows the reader's light or dark
-/// scheme. All text of the header and the rows is escaped; it should be UTF-8.
+/// Perplexity ratio against budget with a curve for each selector; digits, whole keys and forced
+/// digits right as bars, digits as a heat map of depth and length; then a table of all rows.
+/// Follows the reader's light or dark scheme. All text of the header and the rows is escaped; it
+/// should be UTF-8.
 inline std::string render_html_report(const HtmlReportHeader& header,
                                       std::span<const EvaluateRow> rows) {
   std::string html =
@@ -206,12 +209,14 @@ inline std::string render_html_report(const HtmlReportHeader& header,
   html += detail::perplexity_section(rows);
   html += detail::retrieval_section(
       rows, "passkey", "Passkey",
-      "Five digits are stated at a depth of plain text and asked for at its end, greedily. Each "
-      "cell: the share of digits right at its place, with dense attention on the same prompts "
-      "below. Down: depth in the text; across: its length in tokens.");
-  html += detail::retrieval_section(
-      rows, "multi-key", "Multi-key",
-      "Eight facts alike are spread over plain text and one of them is asked for. Cells as above.");
+      "Five digits are stated at a depth of plain text and asked for at its end, greedily. Bars: "
+      "the shares of digits and of whole keys right, and of digits right where the true ones were "
+      "given before them (forced). Each cell: the share of digits right at its place, with dense "
+      "attention on the same prompts below. Down: depth in the text; across: its length in "
+      "tokens.");
+  html += detail::retrieval_section(rows, "multi-key", "Multi-key",
+                                    "Eight facts alike are spread over plain text and one of them "
+                                    "is asked for. Bars and cells as above.");
   html += detail::table_section(rows);
   return html + "</main>\n</body>\n</html>\n";
 }

@@ -90,13 +90,16 @@ class RecordingScorer : public ChunkScorerBase {
   std::shared_ptr<RecordedScores> record_;
 };
 
-/// Sum of `mass` over the `count` candidates that `scores` ranks first (equal: the later one).
+/// Sum of `mass` over the `count` candidates that `scores` ranks first (equal: the later one; NaN
+/// last).
 inline double top_mass(std::span<const float> scores, std::span<const float> mass,
                        std::size_t count) {
   std::vector<std::size_t> order(scores.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   const auto comes_first = [&](std::size_t a, std::size_t b) {
-    return scores[a] != scores[b] ? scores[a] > scores[b] : a > b;
+    if (std::isnan(scores[a]) != std::isnan(scores[b])) return std::isnan(scores[b]);
+    if (std::isnan(scores[a]) || scores[a] == scores[b]) return a > b;
+    return scores[a] > scores[b];
   };
   std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(count), order.end(),
                     comes_first);

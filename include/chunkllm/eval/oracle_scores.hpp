@@ -16,6 +16,7 @@
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/core/thread_pool.hpp"
 #include "chunkllm/eval/chunk_mass.hpp"
+#include "chunkllm/eval/rule_boundaries.hpp"
 #include "chunkllm/infer/session.hpp"
 #include "chunkllm/model/backbone.hpp"
 
@@ -80,11 +81,13 @@ Result<std::shared_ptr<const TableScorer::Table>> collect_oracle_scores(
                                                        triggers, options, pool));
   SessionOptions dense;
   dense.dense = true;
-  using DenseSession = Session<Backbone, RecentScorer, KvType>;
-  CHUNKLLM_ASSIGN_OR_RETURN(DenseSession session,
-                            DenseSession::create(
-                                backbone, std::make_shared<const RecentScorer>(), nullptr,
-                                [](std::int32_t) { return std::string_view(); }, dense, pool));
+  // A scorer that nobody asks: of the type that the second pass has, too.
+  using DenseSession = Session<Backbone, AnyScorer, KvType>;
+  CHUNKLLM_ASSIGN_OR_RETURN(
+      DenseSession session,
+      DenseSession::create(
+          backbone, std::make_shared<const AnyScorer>(RecentScorer()), nullptr,
+          [](std::int32_t) { return std::string_view(); }, dense, pool));
   session.reserve(static_cast<std::int64_t>(ids.size()));
   session.observe_attention([&collector](std::int64_t layer, std::int64_t first_token,
                                          MatrixView<const float> q, const KvView<KvType>& kv,
@@ -93,6 +96,31 @@ Result<std::shared_ptr<const TableScorer::Table>> collect_oracle_scores(
   });
   CHUNKLLM_RETURN_IF_ERROR(session.prefill(ids, progress));
   return std::make_shared<const TableScorer::Table>(collector.take());
+}
+
+/// `collect_oracle_scores` for a session that reads `ids` with the chunks of the sentence rules, as
+/// the scorer of that second pass.
+///
+/// \param token_bytes  (std::int32_t id) -> std::string_view
+/// \param chunk        guards, refreshes and the join of heads of the second pass
+/// \param prompt_len   > 0: the prompt's last token is a trigger, too
+/// Errors: those of `collect_oracle_scores`.
+template <typename KvType, FrozenBackbone Backbone, typename TokenBytes>
+Result<std::shared_ptr<const AnyScorer>> make_oracle_scorer(
+    const Backbone& backbone, std::span<const std::int32_t> ids, const TokenBytes& token_bytes,
+    const ChunkOptions& chunk, MassRows rows, std::int64_t prompt_len,
+    const std::function<bool(std::int64_t)>& progress, ThreadPool& pool) {
+  std::vector<std::int64_t> ends = rule_chunk_ends(ids, token_bytes, chunk.guards);
+  std::vector<std::int64_t> triggers =
+      refresh_triggers(ends, chunk.refresh, static_cast<std::int64_t>(ids.size()));
+  if (prompt_len > 0) {
+    const auto at = std::lower_bound(triggers.begin(), triggers.end(), prompt_len - 1);
+    if (at == triggers.end() || *at != prompt_len - 1) triggers.insert(at, prompt_len - 1);
+  }
+  CHUNKLLM_ASSIGN_OR_RETURN(auto table,
+                            collect_oracle_scores<KvType>(backbone, ids, std::move(ends), triggers,
+                                                          {rows, chunk.head_join}, progress, pool));
+  return std::make_shared<const AnyScorer>(TableScorer(std::move(table)));
 }
 
 }  // namespace chunkllm

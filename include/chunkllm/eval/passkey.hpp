@@ -3,6 +3,8 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
+#include <numeric>
 #include <string_view>
 
 #include "chunkllm/core/status.hpp"
@@ -17,7 +19,7 @@ struct PasskeyWording {
   std::string_view question;
 };
 
-/// Trial t uses wording t modulo their number.
+/// See `passkey_wording`.
 inline constexpr std::array<PasskeyWording, 4> kPasskeyWordings = {{
     {" Here is a thing to remember: the pass key is {key}. Once more, the pass key is {key}.",
      "\n\nWhat is the pass key? The pass key is"},
@@ -28,6 +30,18 @@ inline constexpr std::array<PasskeyWording, 4> kPasskeyWordings = {{
     {" The door opens with the number {key}. Do not forget that the door's number is {key}.",
      "\n\nWhich number opens the door? The door's number is"},
 }};
+
+/// The wording of a trial: in turn, as depths are, but moved on by one whenever both would begin
+/// anew together, so that each depth meets each wording once in four rounds of the depths.
+///
+/// \param trial       at least 0
+/// \param num_depths  depths that trials take in turn, at least 1
+inline const PasskeyWording& passkey_wording(std::int64_t trial, std::int64_t num_depths) {
+  const auto count = static_cast<std::int64_t>(kPasskeyWordings.size());
+  const std::int64_t shifts = std::gcd(num_depths, count);
+  const std::int64_t shift = trial / std::lcm(num_depths, count) % shifts;
+  return kPasskeyWordings[static_cast<std::size_t>((trial + shift) % count)];
+}
 
 /// A key of five digits, stated at a depth of plain text and asked for at its end.
 ///
@@ -40,8 +54,7 @@ inline Result<RetrievalTrial> make_passkey_trial(const BpeTokenizer& tokenizer,
   RetrievalTrial trial;
   trial.answer = random.draw_key();
   trial.depth = options.depth;
-  const PasskeyWording& wording =
-      kPasskeyWordings[static_cast<std::size_t>(options.trial) % kPasskeyWordings.size()];
+  const PasskeyWording& wording = passkey_wording(options.trial, options.num_depths);
   const detail::PlacedFact fact{options.depth, detail::fill_in(wording.fact, trial.answer, "")};
   CHUNKLLM_ASSIGN_OR_RETURN(trial.ids,
                             detail::build_retrieval_prompt(tokenizer, filler, options, {&fact, 1},

@@ -275,19 +275,47 @@ inline std::string depth_heat_map(std::span<const EvaluateRow* const> rows) {
   return svg + "</svg>\n";
 }
 
-/// Bars of the share of digits right, one a row, with dense attention's as a mark.
+/// What a retrieval row's value counts, as a reader may know it.
+inline std::string_view retrieval_metric_name(std::string_view metric) {
+  if (metric == "digits") return "digits";
+  if (metric == "full") return "whole keys";
+  if (metric == "forced") return "digits, forced";
+  return metric;
+}
+
+/// The rows of one configuration together, in the order in which they first come.
+inline std::vector<std::pair<std::string, std::vector<const EvaluateRow*>>> by_configuration(
+    std::span<const EvaluateRow* const> rows) {
+  std::vector<std::pair<std::string, std::vector<const EvaluateRow*>>> groups;
+  for (const EvaluateRow* row : rows) {
+    std::string name = series_name(*row) + ", B " + row->budget;
+    if (row->second_look) name += ", look " + std::to_string(*row->second_look);
+    auto at = std::find_if(groups.begin(), groups.end(),
+                           [&](const auto& group) { return group.first == name; });
+    if (at == groups.end()) at = groups.insert(groups.end(), {std::move(name), {}});
+    at->second.push_back(row);
+  }
+  return groups;
+}
+
+/// Bars of the shares that are right, a group of them for each configuration and one for each
+/// metric, with dense attention's share as a mark.
 ///
 /// \param rows  over all depths, of one task and length
-inline std::string digit_bars(std::span<const EvaluateRow* const> rows) {
-  constexpr double kWidth = 760.0;
-  constexpr double kLeft = 300.0;
+inline std::string retrieval_bars(std::span<const EvaluateRow* const> rows) {
+  constexpr double kWidth = 900.0;
+  constexpr double kMetric = 340.0;  // right edge of the configurations' names
+  constexpr double kLeft = 440.0;
   constexpr double kRight = kWidth - 120.0;
-  constexpr double kBar = 26.0;
-  const double height = kBar * static_cast<double>(rows.size()) + 30.0;
+  constexpr double kBar = 18.0;
+  constexpr double kGap = 10.0;
+  const auto groups = by_configuration(rows);
+  const double height =
+      kBar * static_cast<double>(rows.size()) + kGap * static_cast<double>(groups.size()) + 30.0;
   const auto x_of = [&](double share) { return kLeft + share * (kRight - kLeft); };
   std::string svg = "<svg viewBox='0 0 " + fixed_decimals(kWidth, 0) + " " +
                     fixed_decimals(height, 0) +
-                    "' role='img' aria-label='Share of digits right'>\n";
+                    "' role='img' aria-label='Shares of digits and of whole keys right'>\n";
   for (int i = 0; i <= 4; ++i) {
     const double share = 0.25 * i;
     const std::string x = fixed_decimals(x_of(share), 1);
@@ -296,26 +324,30 @@ inline std::string digit_bars(std::span<const EvaluateRow* const> rows) {
     svg += svg_text(x_of(share), height - 6.0, "middle", "tick", fixed_decimals(share, 2));
   }
   double y = 6.0;
-  for (const EvaluateRow* row : rows) {
-    std::string name = series_name(*row) + ", B " + row->budget;
-    if (row->second_look) name += ", look " + std::to_string(*row->second_look);
-    svg += svg_text(kLeft - 10.0, y + 15.0, "end", "tick", name);
-    svg += "<g><title>" +
-           escape_html(name + ": " + fixed_decimals(row->value, 3) + " of the digits, " +
-                       std::to_string(row->trials) + " trials") +
-           "</title><rect x='" + fixed_decimals(kLeft, 1) + "' y='" + fixed_decimals(y + 3.0, 1) +
-           "' width='" + fixed_decimals(std::max(1.0, x_of(row->value) - kLeft), 1) +
-           "' height='15' rx='2' fill='var(--s" + std::to_string(scorer_colour(row->scorer)) +
-           ")'/></g>\n";
-    std::string label = fixed_decimals(row->value, 2);
-    if (row->dense_value) {
-      const std::string x = fixed_decimals(x_of(*row->dense_value), 1);
-      svg += "<line x1='" + x + "' x2='" + x + "' y1='" + fixed_decimals(y, 1) + "' y2='" +
-             fixed_decimals(y + 21.0, 1) + "' class='mark'/>\n";
-      label += " (dense " + fixed_decimals(*row->dense_value, 2) + ")";
+  for (const auto& [name, group] : groups) {
+    svg += svg_text(kMetric, y + 13.0, "end", "tick", name);
+    for (const EvaluateRow* row : group) {
+      const std::string metric(retrieval_metric_name(row->metric));
+      svg += svg_text(kLeft - 10.0, y + 13.0, "end", "axis", metric);
+      svg += "<g><title>" +
+             escape_html(name + ": " + fixed_decimals(row->value, 3) + " of " + metric + ", " +
+                         std::to_string(row->trials) + " trials") +
+             "</title><rect x='" + fixed_decimals(kLeft, 1) + "' y='" + fixed_decimals(y + 3.0, 1) +
+             "' width='" +
+             fixed_decimals(std::max(1.0, x_of(std::clamp(row->value, 0.0, 1.0)) - kLeft), 1) +
+             "' height='12' rx='2' fill='var(--s" + std::to_string(scorer_colour(row->scorer)) +
+             ")' fill-opacity='" + (row->metric == "digits" ? "1" : "0.55") + "'/></g>\n";
+      std::string label = fixed_decimals(row->value, 2);
+      if (row->dense_value) {
+        const std::string x = fixed_decimals(x_of(*row->dense_value), 1);
+        svg += "<line x1='" + x + "' x2='" + x + "' y1='" + fixed_decimals(y + 1.0, 1) + "' y2='" +
+               fixed_decimals(y + 17.0, 1) + "' class='mark'/>\n";
+        label += " (dense " + fixed_decimals(*row->dense_value, 2) + ")";
+      }
+      svg += svg_text(kRight + 10.0, y + 13.0, "start", "tick", label);
+      y += kBar;
     }
-    svg += svg_text(kRight + 10.0, y + 15.0, "start", "tick", label);
-    y += kBar;
+    y += kGap;
   }
   return svg + "</svg>\n";
 }

@@ -13,6 +13,7 @@
 
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/eval/rule_boundaries.hpp"
+#include "chunkllm/infer/sampler.hpp"
 #include "chunkllm/text/bpe_tokenizer.hpp"
 
 namespace chunkllm {
@@ -44,6 +45,8 @@ struct RetrievalTrialOptions {
   double depth = 0.5;          ///< [0, 1], where the wanted fact stands in the filler
   std::uint64_t seed = 0;
   std::int64_t trial = 0;
+  /// Depths that the series takes in turn: wordings are taken so that each depth meets each.
+  std::int64_t num_depths = 1;
 };
 
 /// A long prompt that ends in a question, and the digits that answer it.
@@ -51,6 +54,9 @@ struct RetrievalTrial {
   std::vector<std::int32_t> ids;
   std::string answer;
   double depth = 0.0;
+
+  /// Spaces and digits may each take a token of their own.
+  [[nodiscard]] std::size_t max_answer_tokens() const { return answer.size() + 3; }
 };
 
 /// What a session says to a trial.
@@ -101,9 +107,11 @@ inline double digit_share(std::string_view answer, std::string_view expected) {
 
 namespace detail {
 
-/// Index of the largest logit; of equal ones the first.
-inline std::int32_t likeliest_token(std::span<const float> logits) {
-  return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+/// `argmax_token`; the fault of logits that allow no choice is the model's.
+inline Result<std::int32_t> likeliest_token(std::span<const float> logits) {
+  Result<std::int32_t> token = argmax_token(logits);
+  if (!token.ok()) return invalid_file("the model's answer: " + token.status().message());
+  return token;
 }
 
 /// Feeds the true answer and counts the digits that greedy decoding would have chosen next.
@@ -125,7 +133,7 @@ Result<double> forced_digit_share(SessionType& session, const BpeTokenizer& toke
     if (choice == tokens[i]) num_right += digits;
     if (i + 1 == tokens.size()) break;
     CHUNKLLM_ASSIGN_OR_RETURN(const std::span<const float> logits, session.step(tokens[i]));
-    choice = likeliest_token(logits);
+    CHUNKLLM_ASSIGN_OR_RETURN(choice, detail::likeliest_token(logits));
   }
   return static_cast<double>(num_right) / static_cast<double>(num_digits);
 }
@@ -140,17 +148,17 @@ Result<double> forced_digit_share(SessionType& session, const BpeTokenizer& toke
 ///
 /// \return the text has at least `trial.answer.size()` characters behind its spaces, unless the
 ///         model says something longer than any answer
-/// Errors: those of `Session::prefill` and `Session::rollback`; `progress` as in the former.
+/// Errors: those of `Session::prefill` and `Session::rollback`; `progress` as in the former;
+///         kInvalidFile for logits that are not finite.
 template <typename SessionType>
 Result<RetrievalAnswer> answer_trial(SessionType& session, const BpeTokenizer& tokenizer,
                                      const RetrievalTrial& trial,
                                      const std::function<bool(std::int64_t)>& progress) {
-  // Spaces and digits may each take a token of their own.
-  const std::size_t max_tokens = trial.answer.size() + 3;
+  const std::size_t max_tokens = trial.max_answer_tokens();
   session.reserve(static_cast<std::int64_t>(trial.ids.size() + max_tokens));
   CHUNKLLM_RETURN_IF_ERROR(session.prefill(trial.ids, progress));
   CHUNKLLM_ASSIGN_OR_RETURN(std::span<const float> logits, session.finish_prompt());
-  std::int32_t token = detail::likeliest_token(logits);
+  CHUNKLLM_ASSIGN_OR_RETURN(std::int32_t token, detail::likeliest_token(logits));
   RetrievalAnswer answer;
   CHUNKLLM_ASSIGN_OR_RETURN(answer.forced_share,
                             detail::forced_digit_share(session, tokenizer, trial.answer, token));
@@ -161,7 +169,7 @@ Result<RetrievalAnswer> answer_trial(SessionType& session, const BpeTokenizer& t
     const std::size_t spaces = std::min(answer.text.find_first_not_of(" \n\t"), answer.text.size());
     if (answer.text.size() - spaces >= trial.answer.size()) break;
     CHUNKLLM_ASSIGN_OR_RETURN(logits, session.step(token));
-    token = detail::likeliest_token(logits);
+    CHUNKLLM_ASSIGN_OR_RETURN(token, detail::likeliest_token(logits));
   }
   return answer;
 }

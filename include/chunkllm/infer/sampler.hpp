@@ -127,11 +127,14 @@ class Sampler {
     total = keep_top_p(total);
     total = keep_min_p(total);
     double rest = random_.uniform() * total;
+    std::int32_t chosen = likeliest;
     for (const Candidate& candidate : candidates_) {
+      if (candidate.weight <= 0.0) break;  // the sum's rounding must not choose what cannot come
+      chosen = candidate.token;
       rest -= candidate.weight;
-      if (rest < 0.0) return candidate.token;
+      if (rest < 0.0) break;
     }
-    return candidates_.back().token;  // the sum's rounding
+    return chosen;
   }
 
  private:

@@ -53,6 +53,15 @@ inline std::string_view as_text(std::span<const std::byte> bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
+/// The value that begins at `bytes`, which may be misaligned.
+template <typename T>
+T read_as(const std::byte* bytes) {
+  static_assert(std::is_arithmetic_v<T>);
+  T value;
+  std::memcpy(&value, bytes, sizeof(T));
+  return value;
+}
+
 /// Product of two sizes, or nothing where it does not fit 64 bits.
 constexpr std::optional<std::uint64_t> checked_multiply(std::uint64_t a, std::uint64_t b) {
   if (a != 0 && b > std::numeric_limits<std::uint64_t>::max() / a) return std::nullopt;

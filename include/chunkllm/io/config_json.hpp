@@ -332,8 +332,9 @@ inline Result<BackboneConfig> backbone_config_from_json(const Json& config,
   const auto ids_of = [&](std::string_view key) {
     const bool overridden =
         maybe_generation_config != nullptr && find_json(*maybe_generation_config, key) != nullptr;
-    return detail::token_ids(overridden ? *maybe_generation_config : config, key, result.vocab_size,
-                             origin);
+    if (!overridden) return detail::token_ids(config, key, result.vocab_size, origin);
+    return detail::token_ids(*maybe_generation_config, key, result.vocab_size,
+                             std::string(origin) + " (generation_config.json)");
   };
   CHUNKLLM_ASSIGN_OR_RETURN(result.eos_token_ids, ids_of("eos_token_id"));
   CHUNKLLM_ASSIGN_OR_RETURN(const std::vector<std::int64_t> bos, ids_of("bos_token_id"));

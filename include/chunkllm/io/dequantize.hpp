@@ -12,6 +12,7 @@
 #include "chunkllm/core/dtype.hpp"
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/core/tensor_view.hpp"
+#include "chunkllm/io/byte_reader.hpp"
 
 namespace chunkllm {
 
@@ -20,13 +21,6 @@ namespace detail {
 // Block layouts and formulas: ggml (ggml-common.h, ggml-quants.c). The products of a block's f16
 // scale, integer sub-scale and quant have at most 24 significant bits, so they are exact in f32 in
 // any order: only the additions of Q4_1 and Q4_K round, and a fused multiply-add changes nothing.
-
-template <typename T>
-T read_as(const std::byte* bytes) {
-  T value;
-  std::memcpy(&value, bytes, sizeof(T));
-  return value;
-}
 
 inline float read_f16(const std::byte* bytes) {
   return to_f32(F16{read_as<std::uint16_t>(bytes)});

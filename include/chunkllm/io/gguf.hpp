@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <optional>
 #include <span>
@@ -15,6 +14,7 @@
 
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/core/tensor_view.hpp"
+#include "chunkllm/io/byte_reader.hpp"
 #include "chunkllm/io/error_text.hpp"
 #include "chunkllm/io/gguf_reader.hpp"
 #include "chunkllm/io/gguf_types.hpp"
@@ -24,25 +24,18 @@ namespace chunkllm {
 
 namespace detail {
 
-template <typename T>
-T load(const std::byte* bytes) {
-  T value;
-  std::memcpy(&value, bytes, sizeof(T));
-  return value;
-}
-
 /// An integer of any width; nothing for other types and for u64 past 2^63.
 inline std::optional<std::int64_t> gguf_integer(GgufType type, const std::byte* bytes) {
   switch (type) {
-    case GgufType::kU8: return load<std::uint8_t>(bytes);
-    case GgufType::kI8: return load<std::int8_t>(bytes);
-    case GgufType::kU16: return load<std::uint16_t>(bytes);
-    case GgufType::kI16: return load<std::int16_t>(bytes);
-    case GgufType::kU32: return load<std::uint32_t>(bytes);
-    case GgufType::kI32: return load<std::int32_t>(bytes);
-    case GgufType::kI64: return load<std::int64_t>(bytes);
+    case GgufType::kU8: return read_as<std::uint8_t>(bytes);
+    case GgufType::kI8: return read_as<std::int8_t>(bytes);
+    case GgufType::kU16: return read_as<std::uint16_t>(bytes);
+    case GgufType::kI16: return read_as<std::int16_t>(bytes);
+    case GgufType::kU32: return read_as<std::uint32_t>(bytes);
+    case GgufType::kI32: return read_as<std::int32_t>(bytes);
+    case GgufType::kI64: return read_as<std::int64_t>(bytes);
     case GgufType::kU64: {
-      const auto value = load<std::uint64_t>(bytes);
+      const auto value = read_as<std::uint64_t>(bytes);
       if (value > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) return {};
       return static_cast<std::int64_t>(value);
     }
@@ -52,8 +45,8 @@ inline std::optional<std::int64_t> gguf_integer(GgufType type, const std::byte* 
 
 /// A number of any type but bool; nothing for other types.
 inline std::optional<double> gguf_number(GgufType type, const std::byte* bytes) {
-  if (type == GgufType::kF32) return static_cast<double>(load<float>(bytes));
-  if (type == GgufType::kF64) return load<double>(bytes);
+  if (type == GgufType::kF32) return static_cast<double>(read_as<float>(bytes));
+  if (type == GgufType::kF64) return read_as<double>(bytes);
   const std::optional<std::int64_t> integer = gguf_integer(type, bytes);
   if (!integer) return {};
   return static_cast<double>(*integer);
@@ -67,7 +60,7 @@ inline std::string describe(const GgufValue& value) {
   }
   if (value.type == GgufType::kString) return "\"" + printable(as_text(value.bytes)) + "\"";
   if (value.type == GgufType::kBool)
-    return load<std::uint8_t>(value.bytes.data()) ? "true" : "false";
+    return read_as<std::uint8_t>(value.bytes.data()) ? "true" : "false";
   if (const auto integer = gguf_integer(value.type, value.bytes.data())) {
     return std::to_string(*integer);
   }
@@ -191,7 +184,7 @@ class GgufFile {
     result.reserve(value->num_elements);
     const std::byte* position = value->bytes.data();
     for (std::uint64_t i = 0; i < value->num_elements; ++i) {  // lengths were checked by parse()
-      const auto count = detail::load<std::uint64_t>(position);
+      const auto count = detail::read_as<std::uint64_t>(position);
       result.push_back(detail::as_text({position + sizeof(count), count}));
       position += sizeof(count) + count;
     }

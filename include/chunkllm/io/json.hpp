@@ -46,7 +46,8 @@ class JsonBuilder {
 
   [[nodiscard]] Json& document() { return document_; }
   [[nodiscard]] const std::string& error() const { return error_; }
-  /// Byte offset of a syntax error; nothing for a broken limit.
+  [[nodiscard]] StatusCode error_code() const { return error_code_; }
+  /// Byte offset of a syntax error; nothing for a broken limit or a refused key.
   [[nodiscard]] std::optional<std::size_t> error_offset() const { return error_offset_; }
 
   // The names and signatures are those of nlohmann's SAX interface; false stops the parser.
@@ -56,7 +57,9 @@ class JsonBuilder {
   bool number_unsigned(Json::number_unsigned_t value) { return add(value); }
   bool number_float(Json::number_float_t value, const std::string&) { return add(value); }
   bool string(std::string& value) { return add(std::move(value)); }
-  bool binary(Json::binary_t&) { return fail("binary values are not JSON"); }
+  bool binary(Json::binary_t&) {
+    return fail(StatusCode::kInvalidFile, "binary values are not JSON");
+  }
   bool start_object(std::size_t) { return open(Json::object()); }
   bool start_array(std::size_t) { return open(Json::array()); }
   bool end_object() { return close(); }
@@ -65,7 +68,8 @@ class JsonBuilder {
     auto* object = containers_.back()->get_ptr<Json::object_t*>();
     const auto [position, is_new] = object->try_emplace(std::move(name));
     if (!is_new && limits_.duplicate_keys == DuplicateKeys::kRefuse) {
-      return fail("key '" + printable(position->first) + "' stands twice in one object");
+      return fail(StatusCode::kInvalidFile,
+                  "key '" + printable(position->first) + "' stands twice in one object");
     }
     member_ = &position->second;
     return true;
@@ -80,19 +84,20 @@ class JsonBuilder {
         text.remove_prefix(at + end.size());
       }
     }
-    error_ = printable(text, 160);
-    return false;
+    return fail(StatusCode::kInvalidFile, printable(text, 160));
   }
 
  private:
-  bool fail(std::string message) {
+  bool fail(StatusCode code, std::string message) {
+    error_code_ = code;
     error_ = std::move(message);
     return false;
   }
 
   Json* insert(Json&& value) {
     if (++num_values_ > limits_.max_values) {
-      fail("more than " + std::to_string(limits_.max_values) + " values");
+      fail(StatusCode::kResourceExhausted,
+           "more than " + std::to_string(limits_.max_values) + " values");
       return nullptr;
     }
     if (containers_.empty()) return &(document_ = std::move(value));
@@ -106,7 +111,8 @@ class JsonBuilder {
 
   bool open(Json&& container) {
     if (containers_.size() >= limits_.max_depth) {
-      return fail("nested deeper than " + std::to_string(limits_.max_depth) + " levels");
+      return fail(StatusCode::kResourceExhausted,
+                  "nested deeper than " + std::to_string(limits_.max_depth) + " levels");
     }
     Json* inserted = insert(std::move(container));
     // An open container is the last element of its parent, so growth of the parent cannot move it.
@@ -124,6 +130,7 @@ class JsonBuilder {
   std::vector<Json*> containers_;  ///< the open ones, outermost first
   Json* member_ = nullptr;         ///< where the next value of the innermost object goes
   std::size_t num_values_ = 0;
+  StatusCode error_code_ = StatusCode::kOk;
   std::string error_;
   std::optional<std::size_t> error_offset_;
 };
@@ -144,16 +151,14 @@ inline Result<Json> parse_json(std::string_view text, std::string_view origin,
   }
   detail::JsonBuilder builder(limits);
   if (Json::sax_parse(text.begin(), text.end(), &builder)) return std::move(builder.document());
-  std::string message = std::string(origin) + ": ";
+  std::string message = std::string(origin) + ": JSON";
   if (builder.error_offset()) {
     const std::size_t offset = std::min(*builder.error_offset(), text.size());
     const auto line =
         1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(offset), '\n');
-    message += "JSON line " + std::to_string(line) + ", byte " + std::to_string(offset) + ": ";
-    return invalid_file(message + builder.error());
+    message += " line " + std::to_string(line) + ", byte " + std::to_string(offset);
   }
-  message += "JSON: " + builder.error();
-  return builder.error().starts_with("key ") ? invalid_file(message) : resource_exhausted(message);
+  return Status(builder.error_code(), message + ": " + builder.error());
 }
 
 /// Maps and parses a file; errors as of `MappedFile::open` and `parse_json`.
@@ -161,30 +166,6 @@ inline Result<Json> read_json_file(const std::string& path, const JsonLimits& li
   CHUNKLLM_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::open(path));
   const std::span<const std::byte> bytes = file.bytes();
   return parse_json({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path, limits);
-}
-
-/// True where `text` is well-formed UTF-8: no overlong form, surrogate, or value past U+10FFFF.
-inline bool is_valid_utf8(std::string_view text) {
-  std::size_t i = 0;
-  while (i < text.size()) {
-    const auto lead = static_cast<unsigned char>(text[i]);
-    if (lead < 0x80) {
-      ++i;
-      continue;
-    }
-    const std::size_t len = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
-    if (lead < 0xc2 || lead > 0xf4 || len > text.size() - i) return false;
-    for (std::size_t k = 1; k < len; ++k) {
-      if ((static_cast<unsigned char>(text[i + k]) & 0xc0) != 0x80) return false;
-    }
-    const auto second = static_cast<unsigned char>(text[i + 1]);
-    if ((lead == 0xe0 && second < 0xa0) || (lead == 0xed && second > 0x9f) ||
-        (lead == 0xf0 && second < 0x90) || (lead == 0xf4 && second > 0x8f)) {
-      return false;
-    }
-    i += len;
-  }
-  return true;
 }
 
 /// A value as it may stand in a message: short, one line, containers by their size.

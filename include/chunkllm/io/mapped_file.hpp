@@ -86,9 +86,6 @@ class MappedFile {
   [[nodiscard]] std::span<const std::byte> bytes() const { return bytes_; }
   [[nodiscard]] const std::string& path() const { return path_; }
 
-  /// Asks the kernel for aggressive read-ahead; a hint, so a refusal is of no consequence.
-  void advise_sequential() const { ::madvise(address(), bytes_.size(), MADV_SEQUENTIAL); }
-
   /// Gives the resident pages back, e.g. after the weights were repacked. The bytes stay readable:
   /// a later access loads its page from the file again.
   void drop_pages() const { ::madvise(address(), bytes_.size(), MADV_DONTNEED); }

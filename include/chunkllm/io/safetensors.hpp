@@ -13,6 +13,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -240,17 +241,18 @@ class SafetensorsFile {
 
   /// The tensors, in the order of the file, must cover the data section exactly once.
   [[nodiscard]] Status check_coverage(std::span<const std::byte> data) const {
-    std::vector<std::pair<std::size_t, std::size_t>> ranges;
+    std::vector<std::tuple<std::size_t, std::size_t, std::string_view>> ranges;
     for (const auto& [name, entry] : entries_) {
       const auto begin = static_cast<std::size_t>(entry.bytes.data() - data.data());
-      ranges.emplace_back(begin, begin + entry.bytes.size());
+      ranges.emplace_back(begin, begin + entry.bytes.size(), name);
     }
     std::sort(ranges.begin(), ranges.end());
     std::size_t covered = 0;
-    for (const auto& [begin, end] : ranges) {
+    for (const auto& [begin, end, name] : ranges) {
       if (begin != covered) {
-        return invalid_file(origin_ + ": a tensor begins at data byte " + std::to_string(begin) +
-                            ", expected " + std::to_string(covered) +
+        return invalid_file(origin_ + ": tensor '" + detail::printable(name) +
+                            "' begins at data byte " + std::to_string(begin) + ", expected " +
+                            std::to_string(covered) +
                             " (tensors must neither overlap nor leave holes)");
       }
       covered = end;
@@ -343,9 +345,12 @@ class SafetensorsModel {
     std::map<std::string, std::size_t> file_indices;
     for (const auto& [tensor, value] : *entries) {
       CHUNKLLM_ASSIGN_OR_RETURN(const std::string name, require_string(*weight_map, tensor, index));
-      // A plain name: an index must not make us read files elsewhere.
+      // A plain name: an index must not make us read files elsewhere, and messages show the name.
+      const bool has_control = std::any_of(name.begin(), name.end(), [](char c) {
+        return static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
+      });
       if (name.empty() || name.starts_with('.') || name.find('/') != std::string::npos ||
-          name.find('\0') != std::string::npos) {
+          has_control) {
         return invalid_file(detail::field_error(index, tensor, describe(value),
                                                 "the plain name of a file in the same folder"));
       }

@@ -16,6 +16,7 @@
 
 #include "chunkllm/core/dtype.hpp"
 #include "chunkllm/core/status.hpp"
+#include "chunkllm/core/utf8.hpp"
 #include "chunkllm/io/atomic_file.hpp"
 #include "chunkllm/io/byte_reader.hpp"
 #include "chunkllm/io/json.hpp"

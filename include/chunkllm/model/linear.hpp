@@ -8,12 +8,14 @@
 #include <utility>
 #include <vector>
 
-#include "chunkllm/core/simd.hpp"
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/core/tensor_view.hpp"
 #include "chunkllm/core/thread_pool.hpp"
 #include "chunkllm/model/micro_kernel.hpp"
+#include "chunkllm/model/packed_blocks.hpp"
+#include "chunkllm/model/packed_panels.hpp"
 #include "chunkllm/model/packed_weights.hpp"
+#include "chunkllm/model/quantized_rows.hpp"
 
 namespace chunkllm {
 
@@ -25,20 +27,21 @@ struct LinearPart {
   std::span<const float> bias;  ///< [out_features] or empty
 };
 
-/// y = x W^T + b with weights held in their own type, repacked once for the micro kernel.
+/// y = x W^T + b with weights held in their own type, repacked once for the kernels.
 ///
 /// Several tensors with the same input (q, k and v; gate and up) can be stacked into one product.
-/// Products run in f32: a panel's weights are expanded to f32 block by block and multiplied in
-/// one chain over ascending input features. A row of y therefore depends on its row of x alone,
-/// bit for bit: not on the other rows, their number or the number of threads.
+/// F32, f16 and bf16 weights are multiplied in f32, in one chain over ascending input features;
+/// weights of 4 to 8 bits with activations rounded to 8 bits in blocks of 32 input features
+/// (`QuantizedRows`), in exact integer sums and one f32 chain over ascending blocks. A row of y
+/// therefore depends on its row of x alone, bit for bit: not on the other rows, their number or
+/// the number of threads.
 class Linear {
  public:
   Linear() = default;
 
   /// Packs `parts` from top to bottom.
   ///
-  /// Errors: kInvalidFile where shapes disagree or a row is not a whole number of blocks, and those
-  /// of `PackedWeights::pack`.
+  /// Errors: kInvalidFile where shapes disagree or a row is not a whole number of blocks.
   static Result<Linear> create(std::span<const LinearPart> parts, WeightFormat format,
                                ThreadPool& pool) {
     Linear linear;
@@ -59,9 +62,10 @@ class Linear {
       linear.bias_.insert(linear.bias_.end(), part.bias.begin(), part.bias.end());
       linear.has_bias_ = linear.has_bias_ || !part.bias.empty();
       linear.first_output_.push_back(linear.out_features_);
-      linear.first_panel_.push_back(linear.num_panels_);
+      linear.first_task_.push_back(linear.num_tasks_);
       linear.out_features_ += packed.rows();
-      linear.num_panels_ += packed.num_panels();
+      linear.num_tasks_ += (packed.rows() + kTaskOutputs - 1) / kTaskOutputs;
+      linear.has_blocks_ = linear.has_blocks_ || packed.maybe_blocks() != nullptr;
       linear.parts_.push_back(std::move(packed));
     }
     linear.bias_.resize(linear.has_bias_ ? static_cast<std::size_t>(linear.out_features_) : 0,
@@ -88,13 +92,13 @@ class Linear {
   /// Writes y = x W^T + b.
   ///
   /// \param x  [num_rows, in_features]   \param y  [num_rows, out_features], not overlapping x
-  /// Cost: the packed weights are read once for every 512 rows of x.
+  /// Cost: the packed weights are read once for every 512 rows of x. Weights of 4 to 8 bits take
+  ///       1.5 bytes of heap memory for each activation of up to 512 rows.
   void apply(MatrixView<const float> x, MatrixView<float> y, ThreadPool& pool) const {
     if (x.rows == 0) return;  // no offsets on the pointer of an empty buffer
-    pool.parallel_for(num_panels_, [&](std::int64_t panel, int) {
-      const std::size_t part = part_of(first_panel_, panel);
-      const std::int64_t first = first_output_[part];
-      apply_panel(part, panel, x, {y.data + first, y.rows, parts_[part].rows(), y.row_stride});
+    apply_tasks(x, pool, [&](std::size_t part) {
+      return MatrixView<float>(y.data + first_output_[part], y.rows, parts_[part].rows(),
+                               y.row_stride);
     });
   }
 
@@ -103,16 +107,14 @@ class Linear {
   /// \param outputs  one for each part: [num_rows, the part's out_features], not overlapping x
   void apply(MatrixView<const float> x, std::span<const MatrixView<float>> outputs,
              ThreadPool& pool) const {
-    pool.parallel_for(num_panels_, [&](std::int64_t panel, int) {
-      const std::size_t part = part_of(first_panel_, panel);
-      apply_panel(part, panel, x, outputs[part]);
-    });
+    if (x.rows == 0) return;
+    apply_tasks(x, pool, [&](std::size_t part) { return outputs[part]; });
   }
 
  private:
-  // Input features expanded at a time: 256 x 32 floats fill two thirds of a 48 KB L1 cache.
-  static constexpr std::int64_t kDepthBlock = 256;
-  // Rows per pass, so that their slice of x stays in the L2 cache beside the expanded panel.
+  // Outputs of one task: a panel of f32 kernels, two of block kernels.
+  static constexpr std::int64_t kTaskOutputs = detail::kPanelCols;
+  // Rows per pass, so that their slice of x stays in the L2 cache beside the weights of a task.
   static constexpr std::int64_t kRowBlock = 512;
 
   static std::size_t part_of(const std::vector<std::int64_t>& firsts, std::int64_t index) {
@@ -120,66 +122,66 @@ class Linear {
                                     firsts.begin() - 1);
   }
 
-  // `y` holds the outputs of that part only.
-  void apply_panel(std::size_t part_idx, std::int64_t stacked_panel, MatrixView<const float> x,
-                   MatrixView<float> y) const {
-    constexpr std::int64_t kCols = detail::kPanelCols;
+  template <typename OutputsOf>
+  void apply_tasks(MatrixView<const float> x, ThreadPool& pool, const OutputsOf& outputs_of) const {
+    for (std::int64_t first = 0; first < x.rows; first += kRowBlock) {
+      const MatrixView<const float> rows =
+          x.middle_rows(first, std::min(kRowBlock, x.rows - first));
+      const QuantizedRows quantized = has_blocks_ ? quantize(rows, pool) : QuantizedRows(0, 0);
+      pool.parallel_for(num_tasks_, [&](std::int64_t task, int) {
+        const std::size_t part = part_of(first_task_, task);
+        const MatrixView<float> y = outputs_of(part).middle_rows(first, rows.rows);
+        apply_task(part, (task - first_task_[part]) * kTaskOutputs, rows, quantized, y);
+      });
+    }
+  }
+
+  static QuantizedRows quantize(MatrixView<const float> x, ThreadPool& pool) {
+    constexpr std::int64_t kRows = 16;  // of a task: some microseconds
+    QuantizedRows quantized(x.rows, x.cols);
+    pool.parallel_for((x.rows + kRows - 1) / kRows, [&](std::int64_t task, int) {
+      const std::int64_t end = std::min(x.rows, (task + 1) * kRows);
+      for (std::int64_t r = task * kRows; r < end; ++r) quantized.set_row(r, x.row(r));
+    });
+    return quantized;
+  }
+
+  /// Outputs [first, first + 32) of a part. `y` holds the outputs of that part only.
+  void apply_task(std::size_t part_idx, std::int64_t first, MatrixView<const float> x,
+                  const QuantizedRows& quantized, MatrixView<float> y) const {
     const PackedWeights& part = parts_[part_idx];
-    const std::int64_t panel = stacked_panel - first_panel_[part_idx];
-    const std::int64_t first = panel * kCols;
-    const std::int64_t cols = std::min(kCols, part.rows() - first);
-    const float* bias = has_bias_ ? bias_.data() + first_output_[part_idx] + first : nullptr;
-    alignas(64) float weights[kDepthBlock * kCols];
-    alignas(64) float edge[kRowBlock * kCols];  // a narrow last panel must not write past its part
-    for (std::int64_t row = 0; row < x.rows; row += kRowBlock) {
-      const std::int64_t rows = std::min(kRowBlock, x.rows - row);
-      float* out = cols == kCols ? y.row(row) + first : edge;
-      const std::int64_t out_stride = cols == kCols ? y.row_stride : kCols;
-      if (rows == 1) {
-        multiply_row(part, panel, x.row(row), out);
-      } else {
-        for (std::int64_t k = 0; k < in_features_; k += kDepthBlock) {
-          const std::int64_t depth = std::min(kDepthBlock, in_features_ - k);
-          part.expand(panel, k, depth, weights);
-          detail::multiply_panel(x.row(row) + k, x.row_stride, /*a_col=*/1, weights, kCols, out,
-                                 out_stride, rows, depth, /*accumulate=*/k > 0);
-        }
+    const std::int64_t cols = std::min(kTaskOutputs, part.rows() - first);
+    alignas(64) float edge[kRowBlock * kTaskOutputs];  // narrow: must not write past its part
+    const bool whole = cols == kTaskOutputs;
+    float* out = whole ? y.data + first : edge;
+    const std::int64_t out_stride = whole ? y.row_stride : kTaskOutputs;
+    if (const PackedPanels* panels = part.maybe_panels()) {
+      panels->multiply_rows(first / kTaskOutputs, x.data, x.row_stride, x.rows, out, out_stride);
+    } else {
+      for (std::int64_t i = 0; i < cols; i += detail::kBlockOutputs) {
+        part.maybe_blocks()->multiply_rows((first + i) / detail::kBlockOutputs, quantized, 0,
+                                           x.rows, out + i, out_stride);
       }
-      for (std::int64_t r = 0; r < rows; ++r) {
-        float* target = y.row(row + r) + first;
-        if (cols != kCols) std::copy_n(edge + r * kCols, cols, target);
-        if (bias != nullptr) {
-          for (std::int64_t c = 0; c < cols; ++c) target[c] += bias[c];
-        }
+    }
+    const float* bias = has_bias_ ? bias_.data() + first_output_[part_idx] + first : nullptr;
+    if (whole && bias == nullptr) return;
+    for (std::int64_t r = 0; r < x.rows; ++r) {
+      float* target = y.row(r) + first;
+      if (!whole) std::copy_n(edge + r * kTaskOutputs, cols, target);
+      if (bias != nullptr) {
+        for (std::int64_t c = 0; c < cols; ++c) target[c] += bias[c];
       }
     }
   }
 
-  // Decoding's product: the same chains of multiply-adds as `multiply_panel`, but the weights go
-  // from the packed form to the sums without a stop in memory.
-  void multiply_row(const PackedWeights& part, std::int64_t panel, const float* x,
-                    float* out) const {
-    struct Sums {
-      const float* x;
-      simd::F32x16 low = simd::zero();
-      simd::F32x16 high = simd::zero();
-      void operator()(std::int64_t k, simd::F32x16 w0, simd::F32x16 w1) {
-        low = simd::multiply_add(simd::broadcast(x[k]), w0, low);
-        high = simd::multiply_add(simd::broadcast(x[k]), w1, high);
-      }
-    };
-    const Sums sums = part.decode(panel, 0, in_features_, Sums{x});
-    simd::store(out, sums.low);
-    simd::store(out + simd::kLanes, sums.high);
-  }
-
   std::int64_t in_features_ = 0;
   std::int64_t out_features_ = 0;
-  std::int64_t num_panels_ = 0;
+  std::int64_t num_tasks_ = 0;
   bool has_bias_ = false;
+  bool has_blocks_ = false;  // some part is multiplied with 8 bit activations
   std::vector<PackedWeights> parts_;
   std::vector<std::int64_t> first_output_;  // of each part
-  std::vector<std::int64_t> first_panel_;   // of each part
+  std::vector<std::int64_t> first_task_;    // of each part
   std::vector<float> bias_;
 };
 

@@ -31,6 +31,9 @@ namespace detail {
 /// Longest text of an added token, which bounds the cost of a search at each byte.
 inline constexpr std::size_t kMaxAddedTokenBytes = 1024;
 
+/// Most text of all added tokens together, which bounds the search tree: about 80 bytes a byte.
+inline constexpr std::size_t kMaxAddedTextBytes = std::size_t{1} << 22;
+
 /// Finds added tokens in a text: leftmost, then longest, then first added.
 class AddedTokenMatcher {
  public:
@@ -56,6 +59,7 @@ class AddedTokenMatcher {
   template <typename OnText, typename OnToken>
   void split(std::string_view text, OnText&& on_text, OnToken&& on_token) const {
     std::size_t done = 0;
+    std::size_t space_stop = 0;  // end of the last white space that was walked over
     for (std::size_t pos = find_start(text, 0); pos < text.size();) {
       const auto [index, length] = longest_match(text, pos);
       if (length == 0) {
@@ -72,7 +76,11 @@ class AddedTokenMatcher {
         continue;
       }
       if (token.lstrip) start = std::max(done, white_space_start(text, start, done));
-      if (token.rstrip) stop = white_space_stop(text, stop);
+      if (token.rstrip) {
+        // A token that is white space itself is found again inside what it has taken.
+        if (stop >= space_stop) space_stop = white_space_stop(text, stop);
+        stop = space_stop;
+      }
       if (done < start) on_text(text.substr(done, start - done));
       on_token(token.id);
       done = stop;

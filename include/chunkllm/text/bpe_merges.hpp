@@ -41,11 +41,12 @@ class MergeTable {
     const std::uint64_t key = pair_key(pair.left, pair.right);
     const std::size_t mask = slots_.size() - 1;
     std::size_t slot = hash(key) & mask;
-    for (std::size_t probes = 0; slots_[slot].key != kEmptyKey && slots_[slot].key != key;
-         slot = (slot + 1) & mask) {
+    std::size_t probes = 0;
+    for (; slots_[slot].key != kEmptyKey && slots_[slot].key != key; slot = (slot + 1) & mask) {
       if (++probes > kMaxProbes) return invalid_file("merges: too many colliding pairs");
     }
     slots_[slot] = {key, {static_cast<std::uint32_t>(pairs_.size()), pair.merged}};
+    farthest_ = std::max(farthest_, probes);
     pairs_.push_back(pair);
     return {};
   }
@@ -57,10 +58,12 @@ class MergeTable {
   [[nodiscard]] Merge find(std::int32_t left, std::int32_t right) const {
     const std::uint64_t key = pair_key(left, right);
     const std::size_t mask = slots_.size() - 1;
-    for (std::size_t slot = hash(key) & mask;; slot = (slot + 1) & mask) {
+    std::size_t slot = hash(key) & mask;
+    for (std::size_t probes = 0; probes <= farthest_; ++probes, slot = (slot + 1) & mask) {
       if (slots_[slot].key == key) return slots_[slot].merge;
-      if (slots_[slot].key == kEmptyKey) return {};
+      if (slots_[slot].key == kEmptyKey) break;
     }
+    return {};
   }
 
  private:
@@ -79,8 +82,9 @@ class MergeTable {
     return mix_words(key ^ kHashMultiplier, kHashMultiplier);
   }
 
-  std::vector<Pair> pairs_;  // by rank
-  std::vector<Slot> slots_;  // open addressing; a power of two, at most half full
+  std::vector<Pair> pairs_;   // by rank
+  std::vector<Slot> slots_;   // open addressing; a power of two, at most half full
+  std::size_t farthest_ = 0;  // most slots that a key lies behind its own
 };
 
 /// A pair that may be merged: its rank and its left symbol.

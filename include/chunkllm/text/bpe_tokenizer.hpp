@@ -60,7 +60,7 @@ class BpeTokenizer {
 
   /// Errors: kInvalidFile where ids are out of range or repeat a text, or where a merge names a
   ///         token that is not in the vocabulary; kUnsupported for a prefix space with several
-  ///         split rules
+  ///         split rules; kResourceExhausted where the added tokens have over 4 MiB of text
   static Result<BpeTokenizer> create(BpeTokenizerSpec spec) {
     if (spec.add_prefix_space && spec.split_rules.size() > 1) {
       // The reference would put a space before each piece of the first rules.
@@ -98,7 +98,7 @@ class BpeTokenizer {
   /// \param add_special_tokens  puts the tokenizer's begin and end tokens around the ids
   /// \param scratch             of the calling thread; keeps its words for the next call
   /// Errors: kInvalidArgument, with the offset of the first bad byte, where the text is not UTF-8;
-  ///         kResourceExhausted where one word has 2^32 - 1 bytes or more
+  ///         kResourceExhausted where it has 2^32 - 1 bytes or more
   /// Cost:   linear in the text; n log n in the length of a word
   Result<std::vector<std::int32_t>> encode(std::string_view text, bool add_special_tokens,
                                            EncodeScratch& scratch) const {
@@ -179,7 +179,6 @@ class BpeTokenizer {
   [[nodiscard]] bool is_special(std::int32_t id) const {
     return std::binary_search(special_ids_.begin(), special_ids_.end(), id);
   }
-  [[nodiscard]] std::span<const AddedToken> added_tokens() const { return spec_.added_tokens; }
 
   /// Ok where the id has a token, else kOutOfRange.
   [[nodiscard]] Status check_id(std::int32_t id) const {
@@ -203,13 +202,19 @@ class BpeTokenizer {
                           " tokens, expected at most " + std::to_string(kMaxTokenId + 1));
     }
     added_only.resize(spec.tokens.size());
+    std::size_t num_bytes = 0;
     for (const auto& token : spec.added_tokens) {
       const std::string where = "added token \"" + detail::printable(token.content) + "\": ";
       if (token.content.empty() || token.content.size() > detail::kMaxAddedTokenBytes) {
         return invalid_file(where + std::to_string(token.content.size()) +
                             " bytes, expected 1 to " + std::to_string(detail::kMaxAddedTokenBytes));
       }
-      if (find_invalid_utf8(token.content) != token.content.size()) {
+      num_bytes += token.content.size();
+      if (num_bytes > detail::kMaxAddedTextBytes) {
+        return resource_exhausted("added tokens: more than " +
+                                  std::to_string(detail::kMaxAddedTextBytes) + " bytes of text");
+      }
+      if (!is_valid_utf8(token.content)) {
         return invalid_file(where + "its text is not UTF-8");
       }
       if (token.id < 0 || token.id > kMaxTokenId) {
@@ -270,8 +275,11 @@ class BpeTokenizer {
                                detail::kHashMultiplier + static_cast<std::uint32_t>(left_id));
     }
     for (std::size_t id = 0; id < vocabulary_.size(); ++id) {
-      hash = detail::mix_words(hash ^ detail::hash_bytes(vocabulary_.bytes(id)),
-                               detail::kHashMultiplier);
+      const std::string_view bytes = vocabulary_.bytes(id);
+      // The same bytes may be a word to one vocabulary and an added token to another.
+      const bool is_word = vocabulary_.find_bytes(bytes) == static_cast<std::int32_t>(id);
+      hash = detail::mix_words(hash ^ detail::hash_bytes(bytes),
+                               detail::kHashMultiplier + (is_word ? 1 : 0));
     }
     fingerprint_ = hash ^ (spec.ignore_merges ? 1 : 0) ^ (spec.fuse_unknown ? 2 : 0) ^
                    (static_cast<std::uint64_t>(spec.unknown_id.value_or(-1)) << 32);

@@ -53,25 +53,27 @@ inline std::string_view strip_newlines(std::string_view text, bool at_start, boo
   return text;
 }
 
-/// The text of a string literal in a template, from `begin` to the literal `end`; nothing where a
-/// quote or an expression comes first. A newline may be written as such or as backslash n.
-inline std::optional<std::string> literal_between(std::string_view text, std::size_t begin,
-                                                  std::string_view end) {
-  const std::size_t stop = text.find(end, begin);
-  if (stop == std::string_view::npos) return std::nullopt;
+/// The text of a ChatML turn that a template spells out in one string literal, from `begin` to its
+/// end mark; nothing where a quote, an expression or another turn comes first. A newline may be
+/// written as such or as backslash n.
+inline std::optional<std::string> chat_ml_literal(std::string_view text, std::size_t begin) {
   std::string literal;
-  for (std::size_t i = begin; i < stop; ++i) {
+  for (std::size_t i = begin; i < text.size(); ++i) {
+    const std::string_view rest = text.substr(i);
+    if (rest.starts_with("<|im_end|>")) return literal;
+    // Stopping at the next turn keeps the search over all of a template's turns linear.
+    if (rest.starts_with("<|im_start|>")) return std::nullopt;
     const char c = text[i];
     if (c == '\'' || c == '"' || c == '{' || c == '}') return std::nullopt;
     if (c == '\\') {
-      if (i + 1 == stop || text[i + 1] != 'n') return std::nullopt;
+      if (!rest.starts_with("\\n")) return std::nullopt;
       literal += '\n';
       ++i;
       continue;
     }
     literal += c;
   }
-  return literal;
+  return std::nullopt;
 }
 
 /// The system turn that a ChatML template puts before a conversation that has none.
@@ -79,7 +81,7 @@ inline std::optional<std::string> default_system_message(std::string_view source
   for (const std::string_view start : {"<|im_start|>system\n", "<|im_start|>system\\n"}) {
     for (std::size_t pos = source.find(start); pos != std::string_view::npos;
          pos = source.find(start, pos + 1)) {
-      auto message = literal_between(source, pos + start.size(), "<|im_end|>");
+      auto message = chat_ml_literal(source, pos + start.size());
       if (message) return message;
     }
   }

@@ -4,7 +4,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <string_view>
 
 /// Character classes shared by the two sentence splitters. Not API.
 namespace chunkllm::detail {
@@ -143,10 +142,6 @@ constexpr SentenceChar wide_sentence_char(char32_t c) {
     return SentenceChar::kOther;
   }
   return cased_letter_class(c);
-}
-
-constexpr SentenceChar sentence_char(char32_t c) {
-  return c < 0x80 ? kAsciiSentenceChars[static_cast<std::size_t>(c)] : wide_sentence_char(c);
 }
 
 /// True for a letter of any script.

@@ -1,6 +1,7 @@
 // Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -37,9 +38,11 @@ inline std::uint64_t hash_bytes(std::string_view bytes) {
   return mix_words(hash ^ word, kHashMultiplier);
 }
 
-/// Longest chain of occupied slots a table may have. Good tables stay below a hundred; a file whose
-/// keys were made to collide is refused instead of costing quadratic time.
-inline constexpr std::size_t kMaxProbes = 4096;
+/// Farthest behind its own slot that a key of a hash table may lie. Good tables stay below a
+/// hundred; a file whose keys were made to collide is refused instead of costing quadratic time. A
+/// search goes no farther than the table's farthest key: a run of occupied slots may be as long as
+/// a hostile file likes, with every key in its own slot.
+inline constexpr std::size_t kMaxProbes = 512;
 
 /// The bytes of each token id, and the id of each token, for byte-level vocabularies.
 class TokenVocabulary {
@@ -97,19 +100,22 @@ class TokenVocabulary {
 
   [[nodiscard]] std::int32_t find(std::string_view raw, bool byte_level) const {
     const std::size_t mask = slots_.size() - 1;
-    for (std::size_t slot = hash_bytes(raw) & mask;; slot = (slot + 1) & mask) {
+    std::size_t slot = hash_bytes(raw) & mask;
+    for (std::size_t probes = 0; probes <= farthest_; ++probes, slot = (slot + 1) & mask) {
       const std::int32_t id = slots_[slot];
-      if (id == kEmptySlot) return -1;
+      if (id == kEmptySlot) break;
       const auto index = static_cast<std::size_t>(id);
       if (bytes(index) == raw && is_byte_level_[index] == byte_level) return id;
     }
+    return -1;
   }
 
   Status insert(std::size_t id, std::string_view text) {
     const std::string_view raw = bytes(id);
     const std::size_t mask = slots_.size() - 1;
     std::size_t slot = hash_bytes(raw) & mask;
-    for (std::size_t probes = 0; slots_[slot] != kEmptySlot; slot = (slot + 1) & mask) {
+    std::size_t probes = 0;
+    for (; slots_[slot] != kEmptySlot; slot = (slot + 1) & mask) {
       const auto other = static_cast<std::size_t>(slots_[slot]);
       if (bytes(other) == raw && is_byte_level_[other] == is_byte_level_[id]) {
         return invalid_file("vocabulary: ids " + std::to_string(other) + " and " +
@@ -118,6 +124,7 @@ class TokenVocabulary {
       if (++probes > kMaxProbes) return invalid_file("vocabulary: too many colliding tokens");
     }
     slots_[slot] = static_cast<std::int32_t>(id);
+    farthest_ = std::max(farthest_, probes);
     return {};
   }
 
@@ -125,6 +132,7 @@ class TokenVocabulary {
   std::vector<std::uint32_t> ends_;  // [size + 1] offsets into bytes_
   std::vector<bool> is_byte_level_;
   std::vector<std::int32_t> slots_;  // open addressing; a power of two, at most half full
+  std::size_t farthest_ = 0;         // most slots that a key lies behind its own
 };
 
 }  // namespace chunkllm::detail

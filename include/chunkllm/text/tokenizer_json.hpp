@@ -325,6 +325,11 @@ class TokenizerJsonReader {
       return wrong(kField, "with " + std::to_string(num_sequences) + " sequences", "one");
     }
     // A later processor puts its tokens around those of an earlier one.
+    constexpr std::size_t kMaxIds = 64;
+    if (spec_.prefix_ids.size() + before.size() > kMaxIds ||
+        spec_.suffix_ids.size() + after.size() > kMaxIds) {
+      return wrong(kField, "with more tokens", "at most " + std::to_string(kMaxIds) + " a side");
+    }
     spec_.prefix_ids.insert(spec_.prefix_ids.begin(), before.begin(), before.end());
     spec_.suffix_ids.insert(spec_.suffix_ids.end(), after.begin(), after.end());
     return {};

@@ -5,17 +5,20 @@
 #include <cstdint>
 #include <span>
 
+#include "chunkllm/core/tensor_view.hpp"
+#include "chunkllm/core/thread_pool.hpp"
 #include "chunkllm/model/backbone.hpp"
-#include "chunkllm/model/decoder_backbone.hpp"
+#include "chunkllm/model/backbone_config.hpp"
 
-namespace chunkllm::cli {
+namespace chunkllm {
 
 /// The first layer of a decoder as a backbone of its own: a session on it finds the chunks of a
 /// text as a session on the whole decoder would, without the other layers' work.
+template <FrozenBackbone Decoder>
 class FirstLayerBackbone {
  public:
   /// \param decoder  must outlive this
-  explicit FirstLayerBackbone(const DecoderBackbone& decoder)
+  explicit FirstLayerBackbone(const Decoder& decoder)
       : decoder_(&decoder), config_(decoder.config()) {
     config_.num_layers = 1;
     config_.sliding_window.resize(std::min<std::size_t>(config_.sliding_window.size(), 1));
@@ -43,10 +46,8 @@ class FirstLayerBackbone {
   }
 
  private:
-  const DecoderBackbone* decoder_;
+  const Decoder* decoder_;
   BackboneConfig config_;
 };
 
-static_assert(FrozenBackbone<FirstLayerBackbone>);
-
-}  // namespace chunkllm::cli
+}  // namespace chunkllm
