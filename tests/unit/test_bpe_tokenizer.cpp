@@ -290,6 +290,8 @@ TEST(BpeTokenizer, RefusesContradictorySpecs) {
   spec = testing::tiny_spec();
   spec.merges = {{"a", "b"}};
   EXPECT_EQ(code_of(spec), StatusCode::kInvalidFile) << "a merge without its token";
+  spec.merges.resize(BpeTokenizer::kMaxMerges + 1);
+  EXPECT_EQ(code_of(std::move(spec)), StatusCode::kResourceExhausted) << "too many merges";
 
   spec = testing::tiny_spec();
   spec.added_tokens = {added('a', "b")};

@@ -73,6 +73,11 @@ TEST(SentenceBoundaryStream, WordsThatKeepTheirStop) {
   expect_boundaries("She said no.| See No. 12.|");
 }
 
+TEST(SentenceBoundaryStream, LettersOfAnAbbreviationKeepTheirStops) {
+  expect_boundaries(
+      "Some marks, e.g. commas, i.e. small ones, end at 7 p.m. or so.| And then?|");
+}
+
 TEST(SentenceBoundaryStream, NumbersAreKnownUpToTheStopOnly) {
   expect_boundaries("1. Tea is hot.| It is 3.|14 or 4.|");
   expect_boundaries("It ends.| 2. Tea is hot.|");

@@ -7,7 +7,9 @@
 #include <bit>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace chunkllm::detail {
@@ -58,8 +60,8 @@ TEST(TokenVocabulary, OneTextOfTwoSpellingsIsTwoTokens) {
 
 /// Seconds of the fastest of five rounds of lookups that find nothing.
 double seconds_of_misses(const TokenVocabulary& vocabulary) {
-  std::vector<std::string> texts;
-  for (int i = 0; i < 5000; ++i) texts.push_back("missing" + std::to_string(i));
+  std::vector<std::string> texts(5000);
+  for (std::size_t i = 0; i < texts.size(); ++i) texts[i] = "missing" + std::to_string(i);
   double fastest = 1e9;
   for (int round = 0; round < 5; ++round) {
     const auto start = std::chrono::steady_clock::now();
@@ -71,7 +73,7 @@ double seconds_of_misses(const TokenVocabulary& vocabulary) {
 }
 
 // Every token in its own slot, but all slots side by side: a search that goes on to the next free
-// slot walks over a quarter of the vocabulary on average, some thousand times the work.
+// slot walks over thousands of tokens on average.
 TEST(TokenVocabulary, ALongRunOfOccupiedSlotsDoesNotSlowTheSearch) {
   const double spread = seconds_of_misses(make(texts_of_own_slots("t", kNumSlots)));
   const double side_by_side = seconds_of_misses(make(texts_of_own_slots("t", kNumTokens)));

@@ -57,10 +57,13 @@ class BpeTokenizer {
  public:
   /// Largest token id that is accepted.
   static constexpr std::int32_t kMaxTokenId = (1 << 22) - 1;
+  /// Most merges that are accepted: several times those of any vocabulary in use.
+  static constexpr std::size_t kMaxMerges = std::size_t{1} << 22;
 
   /// Errors: kInvalidFile where ids are out of range or repeat a text, or where a merge names a
   ///         token that is not in the vocabulary; kUnsupported for a prefix space with several
-  ///         split rules; kResourceExhausted where the added tokens have over 4 MiB of text
+  ///         split rules; kResourceExhausted where the added tokens have over 4 MiB of text or
+  ///         there are more than `kMaxMerges`
   static Result<BpeTokenizer> create(BpeTokenizerSpec spec) {
     if (spec.add_prefix_space && spec.split_rules.size() > 1) {
       // The reference would put a space before each piece of the first rules.
@@ -256,6 +259,10 @@ class BpeTokenizer {
   }
 
   Status load_merges(const BpeTokenizerSpec& spec) {
+    if (spec.merges.size() > kMaxMerges) {
+      return resource_exhausted(std::to_string(spec.merges.size()) + " merges, expected at most " +
+                                std::to_string(kMaxMerges));
+    }
     merges_ = detail::MergeTable(spec.merges.size());
     std::string merged;
     std::uint64_t hash = 0;

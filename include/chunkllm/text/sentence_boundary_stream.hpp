@@ -242,6 +242,8 @@ inline void SentenceBoundaryStream::take_word_char(Char kind, char byte) {
 inline bool SentenceBoundaryStream::stop_ends_sentence() const {
   if (word_bytes_ == 0) return true;
   if (word_is_number_) return !word_starts_unit_;
+  // "e." begins "e.g." far more often than it ends a sentence.
+  if (word_bytes_ == 1 && !word_starts_upper_ && word_ != 0) return false;
   const bool is_short = word_bytes_ <= detail::kPackedWordBytes;
   const detail::StopWord word{is_short ? word_ : 0, word_bytes_, word_starts_upper_,
                               word_is_number_, word_has_stop_};

@@ -71,6 +71,11 @@ inline Status read_gguf_added_tokens(const GgufFile& file, BpeTokenizerSpec& spe
 inline Status read_gguf_merges(const GgufFile& file, BpeTokenizerSpec& spec) {
   constexpr std::string_view kKey = "tokenizer.ggml.merges";
   CHUNKLLM_ASSIGN_OR_RETURN(const auto merges, file.string_array(kKey));
+  if (merges.size() > BpeTokenizer::kMaxMerges) {  // before each becomes two strings
+    return resource_exhausted(field_error(file.path(), kKey,
+                                          "an array of " + std::to_string(merges.size()),
+                                          "at most " + std::to_string(BpeTokenizer::kMaxMerges)));
+  }
   spec.merges.reserve(merges.size());
   for (const std::string_view merge : merges) {
     // From index 1: the first token may itself begin with a space.
@@ -128,7 +133,7 @@ inline Status read_gguf_special_ids(const GgufFile& file, bool add_bos_default,
 /// from `tokenizer.ggml.pre`, added tokens are searched in the raw text without stripping.
 ///
 /// Errors: kUnsupported for other tokenizer models (SentencePiece) and pre-tokenizers;
-///         kInvalidFile for missing or contradictory fields
+///         kInvalidFile for missing or contradictory fields; those of `BpeTokenizer::create`
 /// Source: the GGUF specification; ids as of Hugging Face `tokenizers` for the same vocabulary
 inline Result<BpeTokenizer> load_tokenizer_gguf(const GgufFile& file) {
   constexpr std::string_view kModelKey = "tokenizer.ggml.model";
