@@ -47,8 +47,14 @@ if(TARGET chunkllm_cuda)
 endif()
 
 if(TARGET chunkllm_cli)
+  # The headers can be installed from a tree in which nothing was built.
   install(TARGETS chunkllm_cli RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}"
-                                       COMPONENT chunkllm_program)
+                                       COMPONENT chunkllm_program OPTIONAL)
+  install(
+    CODE "if(NOT EXISTS \"$<TARGET_FILE:chunkllm_cli>\")
+      message(STATUS \"Not installed: ${CMAKE_INSTALL_BINDIR}/chunkllm, which was not built\")
+    endif()"
+    COMPONENT chunkllm_program)
   # The program finds them there; see also CHUNKLLM_DATADIR in examples/CMakeLists.txt.
   if(IS_DIRECTORY "${PROJECT_SOURCE_DIR}/adapters")
     install(

@@ -23,6 +23,11 @@ if(chunkllm_with_cuda)
   add_library(chunkllm::cuda ALIAS chunkllm_cuda)
   set_target_properties(chunkllm_cuda PROPERTIES EXPORT_NAME cuda)
   file(GLOB_RECURSE chunkllm_kernels CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/kernels/*.cuh")
+  if(chunkllm_kernels)
+    message(STATUS "chunkllm: ${chunkllm_cuda_found}")
+  else()
+    message(STATUS "chunkllm: ${chunkllm_cuda_found}; chunkllm::cuda holds no kernels in this version")
+  endif()
   target_sources(
     chunkllm_cuda
     INTERFACE FILE_SET cuda_headers TYPE HEADERS

@@ -76,13 +76,17 @@ Result<Speeds> measure(const BenchOptions& options, const ModelBundle& model,
                   fmt::format("{} {}", plan.session.dense ? "dense" : "chunk", depth), depth);
   Speeds speeds;
   Stopwatch watch;
-  CHUNKLLM_RETURN_IF_ERROR(
-      session->prefill(ids, [&](std::int64_t done) { return bar.update(done); }));
+  const Status status = session->prefill(ids, [&](std::int64_t done) { return bar.update(done); });
+  CHUNKLLM_RETURN_IF_ERROR(bar.with_progress(status, "prompt token"));
   CHUNKLLM_ASSIGN_OR_RETURN(std::span<const float> logits, session->finish_prompt());
   speeds.prefill = rate(depth, watch.seconds());
   watch = {};
   for (std::int64_t i = 0; i < options.new_tokens; ++i) {
-    if (!bar.update(depth)) return Status(StatusCode::kInterrupted, "stopped while decoding");
+    if (!bar.update(depth)) {
+      return Status(
+          StatusCode::kInterrupted,
+          fmt::format("interrupted after {} of {}", i, counted(options.new_tokens, "new token")));
+    }
     const Result<std::int32_t> token = argmax_token(logits);
     if (!token.ok()) return as_model_fault(token.status(), options.common);
     CHUNKLLM_ASSIGN_OR_RETURN(logits, session->step(token.value()));

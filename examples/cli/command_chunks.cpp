@@ -27,6 +27,7 @@ struct ChunksOptions {
 struct Chunk {
   std::int64_t begin = 0;
   std::int64_t end = 0;
+  bool open = false;  // the text ended before the chunk did
   std::optional<double> probability;
 };
 
@@ -35,14 +36,17 @@ std::vector<Chunk> list_chunks(const TextChunks& found, std::int64_t num_tokens)
   std::vector<Chunk> chunks;
   std::int64_t begin = 0;
   const auto add = [&](std::int64_t end) {
-    Chunk& chunk = chunks.emplace_back(Chunk{begin, end, std::nullopt});
+    Chunk& chunk = chunks.emplace_back(Chunk{begin, end, false, std::nullopt});
     if (!found.probabilities.empty()) {
       chunk.probability = found.probabilities[static_cast<std::size_t>(end - 1)];
     }
     begin = end;
   };
   for (const std::int64_t end : found.ends) add(end);
-  if (begin < num_tokens) add(num_tokens);
+  if (begin < num_tokens) {
+    add(num_tokens);
+    chunks.back().open = true;
+  }
   return chunks;
 }
 
@@ -60,9 +64,11 @@ Result<TextChunks> find_chunks(const ChunksOptions& options, const BpeTokenizer&
                             plan_attention(options.common, options.attention, model, adapters,
                                            Task::kGenerate, num_tokens));
   ProgressBar bar(options.common, "reading", num_tokens);
-  return runner_of(plan.kv).chunks_by_adapter(
+  Result<TextChunks> found = runner_of(plan.kv).chunks_by_adapter(
       model, plan.maybe_chunk_adapter, plan.scorer, plan.session, ids,
       [&](std::int64_t done) { return bar.update(done); }, pool);
+  if (!found.ok()) return bar.with_progress(found.status(), "token");
+  return found;
 }
 
 OrderedJson chunks_json(const std::vector<Chunk>& chunks) {
@@ -75,13 +81,19 @@ OrderedJson chunks_json(const std::vector<Chunk>& chunks) {
   return list;
 }
 
+/// One line a chunk, or in a terminal the text in two colours.
 Status print_chunks(const BpeTokenizer& tokenizer, std::span<const std::int32_t> ids,
                     const std::vector<Chunk>& chunks) {
   constexpr const char* kColours[] = {"\x1b[30;46m", "\x1b[30;43m"};
   const bool is_coloured = stdout_is_terminal();
+  if (!is_coloured) {
+    CHUNKLLM_RETURN_IF_ERROR(write_stdout("begin\tend\tprobability\tstate\ttext\n"));
+  }
+  const auto num_chunks = static_cast<std::int64_t>(chunks.size());
   for (std::size_t i = 0; i < chunks.size(); ++i) {
     if (interrupted()) {
-      return Status(StatusCode::kInterrupted, "stopped after " + std::to_string(i) + " chunks");
+      return Status(StatusCode::kInterrupted,
+                    fmt::format("interrupted after {} of {}", i, counted(num_chunks, "chunk")));
     }
     const Chunk& chunk = chunks[i];
     const auto tokens = ids.subspan(static_cast<std::size_t>(chunk.begin),
@@ -90,15 +102,27 @@ Status print_chunks(const BpeTokenizer& tokenizer, std::span<const std::int32_t>
     const std::string probability =
         chunk.probability ? fmt::format("{:.2f}", *chunk.probability) : "";
     if (is_coloured) {
-      CHUNKLLM_RETURN_IF_ERROR(write_stdout(
-          fmt::format("{}{}\x1b[0m\x1b[2m{}\x1b[0m", kColours[i % 2], text, probability)));
+      CHUNKLLM_RETURN_IF_ERROR(
+          write_stdout(fmt::format("{}{}\x1b[0m\x1b[2m{}{}\x1b[0m", kColours[i % 2], text,
+                                   probability, chunk.open ? " (open)" : "")));
     } else {
-      CHUNKLLM_RETURN_IF_ERROR(write_stdout(fmt::format("{}\t{}\t{}\t{}\n", chunk.begin, chunk.end,
-                                                        chunk.probability ? probability : "-",
-                                                        OrderedJson(text).dump())));
+      CHUNKLLM_RETURN_IF_ERROR(write_stdout(fmt::format(
+          "{}\t{}\t{}\t{}\t{}\n", chunk.begin, chunk.end, chunk.probability ? probability : "-",
+          chunk.open ? "open" : "closed", OrderedJson(text).dump())));
     }
   }
   return write_stdout(is_coloured ? "\n" : "");
+}
+
+/// \param by_adapter  whether a Chunk Adapter found the boundaries
+std::string format_summary(std::int64_t num_tokens, const std::vector<Chunk>& chunks, double f1,
+                           bool by_adapter) {
+  const bool is_open = !chunks.empty() && chunks.back().open;
+  return fmt::format("{}, {}{}\nboundary F1 {:.3f} of the {} against the look-ahead rules\n",
+                     counted(num_tokens, "token"),
+                     counted(static_cast<std::int64_t>(chunks.size()), "chunk"),
+                     is_open ? ", the last one open" : "", f1,
+                     by_adapter ? "Chunk Adapter" : "streaming rules, which generation uses,");
 }
 
 Result<std::vector<std::int32_t>> input_ids(const ChunksOptions& options,
@@ -135,7 +159,7 @@ Status run_chunks(const ChunksOptions& options) {
   CHUNKLLM_ASSIGN_OR_RETURN(const BoundaryScore score,
                             score_chunk_ends(tokenizer, ids, found->ends));
   if (!options.common.quiet && !adapters.maybe_chunk_adapter) {
-    print_note("no Chunk Adapter for this model: chunks end by the sentence rules");
+    print_note("no Chunk Adapter for this model: chunks end by the streaming sentence rules");
   }
   if (options.common.json) {
     OrderedJson json = {{"tokens", ids.size()},
@@ -147,9 +171,8 @@ Status run_chunks(const ChunksOptions& options) {
   }
   CHUNKLLM_RETURN_IF_ERROR(print_chunks(tokenizer, ids, chunks));
   if (!options.common.quiet) {
-    write_stderr(
-        fmt::format("{} tokens, {} chunks, boundary F1 against the sentence rules {:.3f}\n",
-                    ids.size(), chunks.size(), score.f1()));
+    write_stderr(format_summary(static_cast<std::int64_t>(ids.size()), chunks, score.f1(),
+                                adapters.maybe_chunk_adapter != nullptr));
   }
   return {};
 }
@@ -163,14 +186,13 @@ Command add_chunks(CLI::App& program) {
   app.add_option("--file", options->file, "A text file to cut")->type_name("FILE");
   app.add_option("--ids-file", options->ids_file, "A JSON array of token ids instead of text")
       ->type_name("FILE");
-  app.add_option("--adapters", options->attention.adapters,
-                 "Trained adapters [those shipped for the model, else the sentence rules]")
-      ->type_name("FILE");
+  add_adapters_option(app, options->attention.adapters, "the sentence rules");
   add_common_options(app, options->common);
   app.footer(
       "Examples:\n"
       "  chunkllm chunks --model smollm2.gguf --file book.txt | less\n"
-      "  chunkllm chunks --model smollm2.gguf --text 'One sentence. And another.' --json");
+      "  chunkllm chunks --model smollm2.gguf \\\n"
+      "    --text 'The rain fell on the hill all day. By the evening it had stopped.'");
   return {&app, [options] { return run_chunks(*options); }};
 }
 

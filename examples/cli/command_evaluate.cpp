@@ -1,12 +1,14 @@
 // Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <memory>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -26,6 +28,9 @@
 namespace chunkllm::cli {
 namespace {
 
+/// Where the default length is long enough for chunks to be left out, and two show a slope.
+constexpr const char* kDefaultBudgets = "512,1024";
+
 struct EvaluateCommandOptions {
   CommonOptions common;
   AttentionOptions attention;
@@ -33,7 +38,7 @@ struct EvaluateCommandOptions {
   // Lists as given; empty ones fall back to the single flag of the same meaning.
   std::string tasks = "perplexity,passkey";
   std::string lengths = "4096";
-  std::string budgets;
+  std::string budgets;  // empty: --budget, whose default here is kDefaultBudgets
   std::string scorers;
   std::string selections;
   std::string head_joins;
@@ -206,7 +211,8 @@ std::string command_line() {
   return text;
 }
 
-HtmlReportHeader make_header(const CommonOptions& options, const ModelBundle& model) {
+HtmlReportHeader make_header(const CommonOptions& options, const ModelBundle& model,
+                             std::span<const EvaluateText> texts) {
   const BackboneConfig& config = model.backbone.config();
   HtmlReportHeader header;
   header.title = "Quality of chunk-selective attention";
@@ -216,6 +222,11 @@ HtmlReportHeader make_header(const CommonOptions& options, const ModelBundle& mo
   header.device = fmt::format("CPU, {} threads", options.threads);
   header.date = today("%Y-%m-%d");
   header.command = command_line();
+  for (const EvaluateText& text : texts) {
+    header.text += fmt::format("{}{} ({})", header.text.empty() ? "" : ", ",
+                               std::filesystem::path(text.name).filename().string(),
+                               counted(static_cast<std::int64_t>(text.ids.size()), "token"));
+  }
   return header;
 }
 
@@ -226,6 +237,24 @@ Status check_outputs(const EvaluateOutputs& outputs) {
   }
   for (const std::string* path : {&outputs.rows, &outputs.report}) {
     if (!path->empty()) CHUNKLLM_RETURN_IF_ERROR(check_output_path(*path));
+  }
+  return {};
+}
+
+/// A length that no text has is told with the names of the flag and the text.
+Status check_lengths(const EvaluateOptions& evaluate, std::span<const EvaluateText> texts) {
+  const bool has_lengths =
+      std::any_of(evaluate.tasks.begin(), evaluate.tasks.end(),
+                  [](EvaluateTask task) { return task != EvaluateTask::kBoundaryF1; });
+  const auto longest =
+      std::max_element(texts.begin(), texts.end(),
+                       [](const auto& a, const auto& b) { return a.ids.size() < b.ids.size(); });
+  const auto most = static_cast<std::int64_t>(longest->ids.size());
+  for (const std::int64_t length : evaluate.lengths) {
+    if (!has_lengths || length <= most) continue;
+    return invalid_argument(
+        fmt::format("--lengths {}: {} has {}, expected 2 to {}, or a longer --text", length,
+                    longest->name, counted(most, "token"), most));
   }
   return {};
 }
@@ -299,7 +328,9 @@ Status measure(const EvaluateCommandOptions& options, EvaluateOptions& evaluate,
                               model.tokenizer.encode(files[i], /*add_special_tokens=*/false));
     texts.push_back({options.texts[i], std::move(ids)});
   }
-  RowSink sink(options.outputs, make_header(options.common, model), !options.common.json);
+  CHUNKLLM_RETURN_IF_ERROR(check_lengths(evaluate, texts));
+  RowSink sink(options.outputs, make_header(options.common, model, texts), !options.common.json,
+               count_rows(evaluate));
   PositionNotes notes(options);
   const Status status = runner_of(options.common.kv)
                             .evaluate(
@@ -315,6 +346,14 @@ Status measure(const EvaluateCommandOptions& options, EvaluateOptions& evaluate,
                                 pool);
   progress.hide();
   rows = sink.rows();
+  if (status.ok() || status.code() == StatusCode::kInterrupted) {
+    const std::string_view reason = status.ok()              ? ""
+                                    : progress.out_of_time() ? "the time limit was reached"
+                                                             : "interrupted";
+    CHUNKLLM_RETURN_IF_ERROR(sink.finish(reason));
+    if (status.ok()) return {};
+    return Status(StatusCode::kInterrupted, fmt::format("{} after {}", reason, sink.how_far()));
+  }
   return status.code() == StatusCode::kInvalidFile ? as_model_fault(status, options.common)
                                                    : status;
 }
@@ -345,7 +384,7 @@ Status run_evaluate(const EvaluateCommandOptions& options) {
   if (!status.ok() && status.code() != StatusCode::kInterrupted) return status;
   const bool out_of_time = !status.ok() && progress.out_of_time();
   if (out_of_time && !options.common.quiet) {
-    print_note("the time limit is reached; the rows are those so far");
+    print_note(status.message());
   }
   if (options.common.json) {
     const char* reason = status.ok() ? "end" : (out_of_time ? "time-limit" : "interrupted");
@@ -362,16 +401,21 @@ Command add_evaluate(CLI::App& program) {
       "evaluate", "Measures quality against dense attention: perplexity, passkey and others");
   add_common_options(app, options->common);
   add_attention_options(app, options->attention);
+  options->attention.budget_text = kDefaultBudgets;
+  app.get_option("--budget")
+      ->description(
+          "As --budgets, one of them: tokens attended (2048), share of the past (25%), "
+          "or chunks (32c)");
   app.add_option("--text,--file", options->texts, "Text files to measure on")
       ->required()
-      ->type_name("FILE...");
+      ->type_name("FILE");
   const auto list = [&](const char* name, std::string& target, const char* help) {
     app.add_option(name, target, help)->type_name("LIST");
   };
   list("--tasks", options->tasks,
        "perplexity, passkey, multi-key, boundary-f1, mass-recall [perplexity,passkey]");
   list("--lengths", options->lengths, "Tokens of a window, or in front of a question [4096]");
-  list("--budgets", options->budgets, "As --budget [its value]");
+  list("--budgets", options->budgets, "As --budget, several [--budget, else 512,1024]");
   list("--scorers", options->scorers,
        "adapter, mean-key, min-max-key, recent, random, oracle-next, oracle-same "
        "[recent,mean-key, and adapter where there is one]");
@@ -398,12 +442,18 @@ Command add_evaluate(CLI::App& program) {
   app.add_option("--rows", options->outputs.rows, "Write the rows as JSON lines, as they come")
       ->type_name("F.jsonl");
   app.footer(
+      "Metrics of passkey and multi-key, shares from 0 to 1:\n"
+      "  digits   of a key's digits, those that the greedy answer has right in their place\n"
+      "  full     of the keys, those with every digit right\n"
+      "  forced   of a key's digits, those right when all digits before them were given\n"
+      "\n"
       "Examples:\n"
       "  chunkllm evaluate --model smollm2.gguf --text book.txt --report quality.html\n"
-      "  chunkllm evaluate --model smollm2.gguf --text book.txt --tasks passkey --lengths "
-      "4000,8000 --budgets 512,1024 --second-looks 0,64\n"
+      "  chunkllm evaluate --model smollm2.gguf --text book.txt --tasks passkey \\\n"
+      "    --lengths 4000,8000 --budgets 512,1024 --second-looks 0,64\n"
       "  chunkllm evaluate --model smollm2.gguf --text book.txt --tasks perplexity --lengths 8192 "
-      "--scorers recent,random,oracle-next --budgets 512,1024,2048 --json");
+      "\\\n"
+      "    --scorers recent,random,oracle-next --budgets 512,1024,2048 --json");
   return {&app, [options] { return run_evaluate(*options); }};
 }
 

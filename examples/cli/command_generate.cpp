@@ -123,7 +123,7 @@ Status run_session(const GenerateOptions& options, const ModelBundle& model,
     report.prefilled_tokens = session.num_tokens();
     report.prefill_seconds = watch.seconds();
     take_figures(session, report);
-    if (!status.ok()) return status;
+    if (!status.ok()) return bar.with_progress(status, "prompt token");
   }
   CHUNKLLM_ASSIGN_OR_RETURN(const std::span<const float> logits, session.finish_prompt());
   report.prefill_seconds = watch.seconds();
@@ -152,8 +152,9 @@ Status run_session(const GenerateOptions& options, const ModelBundle& model,
   if (!stop.ok()) return as_model_fault(stop.status(), options.common);
   report.stop_reason = stop.value();
   if (stop.value() != StopReason::kInterrupted) return {};
-  return Status(StatusCode::kInterrupted,
-                "stopped after " + std::to_string(report.ids.size()) + " new tokens");
+  return Status(
+      StatusCode::kInterrupted,
+      "interrupted after " + counted(static_cast<std::int64_t>(report.ids.size()), "new token"));
 }
 
 Result<std::string> decode_known(const BpeTokenizer& tokenizer, std::span<const std::int32_t> ids) {
@@ -165,22 +166,30 @@ Result<std::string> decode_known(const BpeTokenizer& tokenizer, std::span<const 
 }
 
 std::string format_report(const GenerateReport& report, double prefill_rate, double decode_rate) {
-  std::string text = fmt::format(
-      "\n{} prompt tokens in {:.2f} s ({:.1f}/s), {} new in {:.2f} s ({:.1f}/s), stopped: {}\n",
-      report.prompt_tokens, report.prefill_seconds, prefill_rate, report.ids.size(),
-      report.decode_seconds, decode_rate, to_string(report.stop_reason));
+  const bool is_read = report.prefilled_tokens == report.prompt_tokens;
+  std::string text = fmt::format("\n{}{} in {:.2f} s ({:.1f}/s)",
+                                 is_read ? "" : fmt::format("{} of ", report.prefilled_tokens),
+                                 counted(report.prompt_tokens, "prompt token"),
+                                 report.prefill_seconds, prefill_rate);
+  if (is_read) {
+    text += fmt::format(", {} new in {:.2f} s ({:.1f}/s)", report.ids.size(), report.decode_seconds,
+                        decode_rate);
+  }
+  text += fmt::format(", stopped: {}\n", to_string(report.stop_reason));
   if (report.attended.count > 0) {
     text += fmt::format("attended {:.1f} % of the past; ", 100.0 * report.attended.share());
   }
-  return text +
-         fmt::format(
-             "{} chunks, {} boundaries ({} forced), {} refreshes\nmemory: weights {}, kv {}, "
-             "chunk keys {}, workspace {}, total {}; peak resident {}\n",
-             report.num_chunks, report.counters.boundaries, report.counters.forced_boundaries,
-             report.counters.refreshes, format_bytes(report.memory.weights),
-             format_bytes(report.memory.kv), format_bytes(report.memory.chunk_keys),
-             format_bytes(report.memory.workspace), format_bytes(report.memory.total()),
-             format_bytes(peak_rss_bytes()));
+  return text + fmt::format(
+                    "{}, {} ({} forced), {}\nmemory: weights {}, kv {}, chunk keys {}, workspace "
+                    "{}, total "
+                    "{}; peak resident {}\n",
+                    counted(report.num_chunks, "chunk"),
+                    counted(report.counters.boundaries, "boundary", "boundaries"),
+                    report.counters.forced_boundaries,
+                    counted(report.counters.refreshes, "refresh", "refreshes"),
+                    format_bytes(report.memory.weights), format_bytes(report.memory.kv),
+                    format_bytes(report.memory.chunk_keys), format_bytes(report.memory.workspace),
+                    format_bytes(report.memory.total()), format_bytes(peak_rss_bytes()));
 }
 
 Status print_report(const GenerateOptions& options, const GenerateReport& report) {
@@ -195,7 +204,9 @@ Status print_report(const GenerateOptions& options, const GenerateReport& report
   json["ids"] = report.ids;
   json["text"] = report.text;
   json["stop_reason"] = to_string(report.stop_reason);
-  json["prefill"] = {{"seconds", report.prefill_seconds}, {"tokens_per_second", prefill_rate}};
+  json["prefill"] = {{"seconds", report.prefill_seconds},
+                     {"tokens_per_second", prefill_rate},
+                     {"tokens", report.prefilled_tokens}};
   json["decode"] = {{"seconds", report.decode_seconds}, {"tokens_per_second", decode_rate}};
   json["kv"] = {{"attended_share", report.attended.share()},
                 {"resident_bytes", report.kv_resident_bytes},
@@ -284,8 +295,8 @@ Command add_generate(CLI::App& program) {
       "Examples:\n"
       "  chunkllm generate --model smollm2.gguf --prompt 'The capital of France is'\n"
       "  chunkllm generate --model smollm2.gguf --file book.txt --chat --prompt 'Who wrote this?'\n"
-      "  chunkllm generate --model smollm2.gguf --prompt 'Once' --temperature 0.8 --top-p 0.9 "
-      "--seed 7 --json");
+      "  chunkllm generate --model smollm2.gguf --prompt 'Once' --temperature 0.8 --top-p 0.9 \\\n"
+      "    --seed 7 --json");
   return {&app, [options] { return run_generate(*options); }};
 }
 

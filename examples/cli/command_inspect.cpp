@@ -54,7 +54,9 @@ WeightFigures weigh(const ModelFiles& files, WeightFormat format) {
     if (tensor.rows == 1 || !found.ok()) {
       figures.bytes += count * 4;  // vectors are f32
     } else {
-      const std::int64_t rows = (tensor.rows + 31) / 32 * 32;  // whole panels
+      const bool in_blocks = block_bytes(found->dtype, format) < 64;
+      const std::int64_t panel = in_blocks ? 16 : 32;  // rows; the last one is filled up
+      const std::int64_t rows = (tensor.rows + panel - 1) / panel * panel;
       figures.bytes += (rows * tensor.cols * block_bytes(found->dtype, format) + 31) / 32;
     }
   }
@@ -167,9 +169,7 @@ Command add_inspect(CLI::App& program) {
   add_int_option(app, "--context", options->context, 1, 1 << 24,
                  "Tokens that the memory figures are for [the model's window]")
       ->type_name("N");
-  app.add_option("--adapters", options->attention.adapters,
-                 "Trained adapters [those shipped for the model]")
-      ->type_name("FILE");
+  add_adapters_option(app, options->attention.adapters, "none");
   add_common_options(app, options->common);
   app.footer(
       "Examples:\n"

@@ -59,10 +59,13 @@ Status set_oracle(const PerplexityCommandOptions& options, const ModelBundle& mo
   const MassRows rows =
       options.attention.oracle == OracleKind::kNext ? MassRows::kNext : MassRows::kSame;
   ProgressBar bar(options.common, "oracle", static_cast<std::int64_t>(ids.size()));
-  CHUNKLLM_ASSIGN_OR_RETURN(plan.scorer,
-                            runner_of(plan.kv).make_oracle_scorer(
-                                model, ids, plan.session.chunk, rows,
-                                [&](std::int64_t done) { return bar.update(done); }, pool));
+  auto scorer = runner_of(plan.kv).make_oracle_scorer(
+      model, ids, plan.session.chunk, rows, [&](std::int64_t done) { return bar.update(done); },
+      pool);
+  if (!scorer.ok()) {
+    return bar.with_progress(scorer.status(), "token").with_context("the oracle's first pass");
+  }
+  plan.scorer = std::move(scorer).value();
   return {};
 }
 
@@ -80,10 +83,10 @@ Status print_report(const PerplexityCommandOptions& options, const PerplexityRep
       }
     }
     text += fmt::format(
-        "perplexity {:.4f} (mean negative log-likelihood {:.6f}) over {} of {} tokens, {:.1f} % of "
-        "the past attended, {:.1f} s\n",
-        result.perplexity(), result.nll_mean(), result.num_scored(), result.num_tokens,
-        100.0 * report.attended_share, report.seconds);
+        "perplexity {:.4f} (mean negative log-likelihood {:.6f}) over {} of {}, {:.1f} % of the "
+        "past attended, {:.1f} s\n",
+        result.perplexity(), result.nll_mean(), result.num_scored(),
+        counted(result.num_tokens, "token"), 100.0 * report.attended_share, report.seconds);
     return write_stdout(text);
   }
   OrderedJson json;
@@ -136,7 +139,7 @@ Status measure(const PerplexityCommandOptions& options, ThreadPool& pool,
   }
   CHUNKLLM_ASSIGN_OR_RETURN(const std::unique_ptr<AnySession> session,
                             make_session(model, plan, pool));
-  ProgressBar bar(options.common, "reading", num_tokens - 1);
+  ProgressBar bar(options.common, "reading", num_tokens);
   const Status status = measure_perplexity(
       *session, ids, {options.from, plan.read_mode},
       [&](std::int64_t done) { return bar.update(done); }, pool, report.result);
@@ -145,7 +148,7 @@ Status measure(const PerplexityCommandOptions& options, ThreadPool& pool,
   report.kv_resident_bytes = session->kv_resident_bytes();
   report.counters = session->counters();
   report.memory = session->memory();
-  return as_model_fault(status, options.common);
+  return as_model_fault(bar.with_progress(status, "token"), options.common);
 }
 
 Status run_perplexity(const PerplexityCommandOptions& options) {
@@ -182,10 +185,10 @@ Command add_perplexity(CLI::App& program) {
   app.footer(
       "Examples:\n"
       "  chunkllm perplexity --model smollm2.gguf --file book.txt --context 8192 --from 4096\n"
-      "  chunkllm perplexity --model smollm2.gguf --file book.txt --context 8192 --budget 1024 "
-      "--scorer oracle --oracle next\n"
-      "  chunkllm perplexity --model smollm2.gguf --ids-file ids.json --attention dense "
-      "--per-token --json");
+      "  chunkllm perplexity --model smollm2.gguf --file book.txt --context 8192 \\\n"
+      "    --budget 1024 --scorer oracle --oracle next\n"
+      "  chunkllm perplexity --model smollm2.gguf --ids-file ids.json --attention dense \\\n"
+      "    --per-token --json");
   return {&app, [options] { return run_perplexity(*options); }};
 }
 

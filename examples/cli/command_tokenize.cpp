@@ -64,7 +64,7 @@ Status tokenize_lines(const TokenizeOptions& options, const BpeTokenizer& tokeni
       CHUNKLLM_RETURN_IF_ERROR(write_stdout(out));
       out.clear();
       if (interrupted()) {
-        return Status(StatusCode::kInterrupted, "stopped after line " + std::to_string(number));
+        return Status(StatusCode::kInterrupted, "interrupted after line " + std::to_string(number));
       }
     }
   }

@@ -3,8 +3,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <optional>
-#include <string_view>
+#include <set>
 
 #include "chunkllm/io/atomic_file.hpp"
 
@@ -40,6 +42,35 @@ std::string table_line(const EvaluateRow& row) {
 
 }  // namespace
 
+std::int64_t count_rows(const EvaluateOptions& options) {
+  std::int64_t count = 0;
+  const auto num_lengths = static_cast<std::int64_t>(options.lengths.size());
+  for (const EvaluateTask task : options.tasks) {
+    if (task == EvaluateTask::kBoundaryF1) {
+      ++count;
+      continue;
+    }
+    // Retrieval: digits at each depth that the trials reach, then digits, full and forced over all.
+    std::int64_t per_configuration = 1;
+    if (is_retrieval(task)) {
+      const auto reached =
+          std::min(options.depths.size(), static_cast<std::size_t>(options.num_trials));
+      const std::set<double> depths(options.depths.begin(),
+                                    options.depths.begin() + static_cast<std::ptrdiff_t>(reached));
+      per_configuration = static_cast<std::int64_t>(depths.size()) + 3;
+    }
+    for (const EvaluateGroup& group : plan_groups(options, is_retrieval(task))) {
+      if (task != EvaluateTask::kMassRecall) {
+        count += num_lengths * per_configuration *
+                 static_cast<std::int64_t>(group.configurations.size());
+      } else if (group.scorer->scorer != nullptr) {  // the oracle is the teacher
+        count += num_lengths;
+      }
+    }
+  }
+  return count;
+}
+
 OrderedJson to_json(const EvaluateRow& row) {
   OrderedJson json;
   json["task"] = row.task;
@@ -71,6 +102,20 @@ Status RowSink::add(const EvaluateRow& row) {
     lines_ += to_json(row).dump(-1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
     CHUNKLLM_RETURN_IF_ERROR(write_file_atomically(outputs_.rows, lines_));
   }
+  header_.notice = fmt::format("Partial: {} so far.", how_far());
+  return write_report();
+}
+
+Status RowSink::finish(std::string_view reason) {
+  header_.notice = reason.empty() ? "" : fmt::format("Partial: {} after {}.", reason, how_far());
+  return rows_.empty() ? Status() : write_report();
+}
+
+std::string RowSink::how_far() const {
+  return fmt::format("{} of {}", rows_.size(), counted(num_planned_, "row"));
+}
+
+Status RowSink::write_report() {
   if (outputs_.report.empty()) return {};
   return write_html_report(outputs_.report, header_, rows_);
 }

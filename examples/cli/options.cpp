@@ -43,26 +43,32 @@ Result<double> parse_number(std::string_view text, double min, double max) {
 }
 
 Result<Budget> parse_budget(std::string_view text) {
-  constexpr std::string_view kExpected =
-      ", expected tokens such as 2048, a share such as 25%, or chunks such as 32c";
-  const auto refused = [&] { return invalid_argument(quoted(text) + std::string(kExpected)); };
+  const auto refused = [&](const std::string& expected) {
+    return invalid_argument(quoted(text) + ", expected " + expected);
+  };
+  const std::string most = std::to_string(kMaxBudget);
   Budget budget;
   if (text.ends_with('%')) {
     const auto percent = parse_number(text.substr(0, text.size() - 1), 0.0, 100.0);
-    if (!percent.ok() || percent.value() == 0.0) return refused();
+    if (!percent.ok() || percent.value() == 0.0) {
+      return refused("a share of the past above 0% and up to 100%");
+    }
     budget.kind = Budget::Kind::kShare;
     budget.share = percent.value() / 100.0;
     return budget;
   }
   if (text.ends_with('c')) {
     const auto chunks = parse_int(text.substr(0, text.size() - 1), 0, kMaxBudget);
-    if (!chunks.ok()) return refused();
+    if (!chunks.ok()) return refused("chunks from 0c to " + most + "c");
     budget.kind = Budget::Kind::kChunks;
     budget.chunks = chunks.value();
     return budget;
   }
   const auto tokens = parse_int(text, 1, kMaxBudget);
-  if (!tokens.ok()) return refused();
+  if (!tokens.ok()) {
+    return refused("tokens from 1 to " + most +
+                   " such as 2048, a share such as 25%, or chunks such as 32c");
+  }
   budget.tokens = tokens.value();
   return budget;
 }
@@ -151,19 +157,24 @@ void add_common_options(CLI::App& command, CommonOptions& options) {
   command.add_flag("--quiet", options.quiet, "No progress and no notes")->group(group);
 }
 
+CLI::Option* add_adapters_option(CLI::App& command, std::string& target,
+                                 const std::string& otherwise) {
+  return command
+      .add_option("--adapters", target,
+                  "Trained adapters; none ship with this version [a file in an adapters folder "
+                  "beside the program that fits the model, else " +
+                      otherwise + "]")
+      ->type_name("FILE");
+}
+
 void add_attention_options(CLI::App& command, AttentionOptions& options) {
-  const std::string group = "Attention";
+  std::string group = "Attention: what matters first";
   const auto add = [&](const std::string& name, auto parse, auto& target, const std::string& help,
                        const std::string& type) {
     add_parsed_option(command, name, std::move(parse), target, help)->type_name(type)->group(group);
   };
   add("--attention", one_of<bool>({{"dense", true}, {"chunk", false}}), options.dense,
       "dense, or chunk: over selected chunks of the past [chunk]", "MODE");
-  command
-      .add_option("--adapters", options.adapters,
-                  "Trained adapters [those shipped for the model, else training-free]")
-      ->type_name("FILE")
-      ->group(group);
   add(
       "--budget",
       [&options](std::string_view text) -> Result<Budget> {
@@ -173,12 +184,6 @@ void add_attention_options(CLI::App& command, AttentionOptions& options) {
       },
       options.budget, "Tokens attended (2048), share of the past (25%), or chunks (32c) [2048]",
       "N|P%|Nc");
-  add("--refresh", parse_refresh, options.refresh,
-      "When chunks are selected anew: boundary, every, stride:N [boundary]", "WHEN");
-  add("--selection", parse_selection, options.selection,
-      "Each layer its own set, or one for all: layer, max, vote, soft [layer with adapters, max "
-      "without]",
-      "HOW");
   add("--scorer",
       one_of<std::optional<ScorerKind>>({{"adapter", ScorerKind::kAdapter},
                                          {"mean-key", ScorerKind::kMeanKey},
@@ -190,6 +195,15 @@ void add_attention_options(CLI::App& command, AttentionOptions& options) {
       "Who ranks the chunks: adapter, mean-key, min-max-key, recent, random, oracle [adapter with "
       "adapters, mean-key without]",
       "NAME");
+
+  group = "Attention in detail";
+  add_adapters_option(command, options.adapters, "training-free")->group(group);
+  add("--refresh", parse_refresh, options.refresh,
+      "When chunks are selected anew: boundary, every, stride:N [boundary]", "WHEN");
+  add("--selection", parse_selection, options.selection,
+      "Each layer its own set, or one for all: layer, max, vote, soft [layer with adapters, max "
+      "without]",
+      "HOW");
   add("--oracle", one_of<OracleKind>({{"next", OracleKind::kNext}, {"same", OracleKind::kSame}}),
       options.oracle, "Whose attention --scorer oracle knows: next chunk's or same token's [next]",
       "WHOSE");

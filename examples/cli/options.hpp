@@ -61,6 +61,12 @@ struct AttentionOptions {
 /// Adds --model, --threads, --json, --quiet, --weights, --kv and --device.
 void add_common_options(CLI::App& command, CommonOptions& options);
 
+/// Adds --adapters.
+///
+/// \param otherwise  what is done without adapters, for the help
+CLI::Option* add_adapters_option(CLI::App& command, std::string& target,
+                                 const std::string& otherwise);
+
 /// Adds --attention, --adapters, --budget and the others, and --seed.
 void add_attention_options(CLI::App& command, AttentionOptions& options);
 

@@ -13,16 +13,38 @@
 #include "chunkllm/io/error_text.hpp"
 
 namespace chunkllm::cli {
+namespace {
+
+bool has_reader_left = false;
+
+/// 0, or the error number.
+int write_and_flush(std::string_view text) {
+  errno = 0;
+  const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
+  if (written && std::fflush(stdout) == 0) return 0;
+  return errno != 0 ? errno : EIO;
+}
+
+Status stdout_status(int error) {
+  if (error == 0) return {};
+  return resource_exhausted("stdout: cannot write: " + detail::errno_text(error));
+}
+
+}  // namespace
 
 Status write_stdout(std::string_view text) {
-  const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
-  if (written && std::fflush(stdout) == 0) return {};
-  return resource_exhausted("stdout: cannot write: " + detail::errno_text(errno));
+  const int error = write_and_flush(text);
+  has_reader_left = has_reader_left || error == EPIPE;
+  return stdout_status(error);
+}
+
+bool reader_has_left() {
+  return has_reader_left;
 }
 
 Status print_json(const OrderedJson& json) {
-  return write_stdout(
-      json.dump(-1, ' ', /*ensure_ascii=*/false, OrderedJson::error_handler_t::replace) + "\n");
+  return stdout_status(write_and_flush(
+      json.dump(-1, ' ', /*ensure_ascii=*/false, OrderedJson::error_handler_t::replace) + "\n"));
 }
 
 void write_stderr(std::string_view text) {
@@ -63,6 +85,12 @@ bool stdout_is_terminal() {
 
 bool stderr_is_terminal() {
   return ::isatty(STDERR_FILENO) == 1;
+}
+
+std::string counted(std::int64_t count, std::string_view singular, std::string_view plural) {
+  if (count == 1) return fmt::format("1 {}", singular);
+  return plural.empty() ? fmt::format("{} {}s", count, singular)
+                        : fmt::format("{} {}", count, plural);
 }
 
 std::string format_bytes(std::int64_t bytes) {

@@ -14,10 +14,16 @@ namespace chunkllm::cli {
 /// JSON with its keys in the order of insertion.
 using OrderedJson = nlohmann::ordered_json;
 
-/// Writes to stdout and flushes. Errors: kResourceExhausted where stdout is closed or full.
+/// Writes text for a reader to stdout and flushes. Errors: kResourceExhausted where stdout is
+/// closed or full.
 Status write_stdout(std::string_view text);
 
-/// One JSON value and a newline on stdout; text that is not UTF-8 gets U+FFFD.
+/// Whether a `write_stdout` failed because its reader went away, as `head` and `less` do when they
+/// have what they want: that ends the program, and nobody needs to be told.
+bool reader_has_left();
+
+/// One JSON value and a newline on stdout; text that is not UTF-8 gets U+FFFD. A reader that went
+/// away has half an object and should be told: this does not count for `reader_has_left`.
 Status print_json(const OrderedJson& json);
 
 /// Writes to stderr what a user may do without: where that fails, the work still goes on.
@@ -36,6 +42,11 @@ Status check_output_path(const std::string& path);
 
 bool stdout_is_terminal();
 bool stderr_is_terminal();
+
+/// "1 token", "2 tokens".
+///
+/// \param plural  empty: the singular and an s
+std::string counted(std::int64_t count, std::string_view singular, std::string_view plural = "");
 
 /// 1234567 as "1.2 MB".
 std::string format_bytes(std::int64_t bytes);

@@ -4,13 +4,16 @@
 #include <chrono>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
+#include "chunkllm/core/status.hpp"
 #include "options.hpp"
 
 namespace chunkllm::cli {
 
-/// A line on stderr that is drawn over and over, and removed at the end. Nothing is shown under
-/// --quiet or where stderr is no terminal.
+/// A line on stderr that is drawn over and over, and removed at the end: how much is done, the
+/// rate, and the time left at that rate. Nothing is shown under --quiet or where stderr is no
+/// terminal.
 class ProgressBar {
  public:
   ProgressBar(const CommonOptions& options, std::string label, std::int64_t total);
@@ -23,10 +26,17 @@ class ProgressBar {
   /// The same where the total is known only now.
   bool update(std::int64_t done, std::int64_t total);
 
+  /// `status`, and where the work was interrupted, how far it came: "interrupted after 3 of 8
+  /// tokens".
+  ///
+  /// \param unit  of the total, in the singular
+  [[nodiscard]] Status with_progress(const Status& status, std::string_view unit) const;
+
  private:
   using Clock = std::chrono::steady_clock;
 
   std::string label_;
+  std::int64_t done_ = 0;
   std::int64_t total_;
   bool shown_;
   bool drawn_ = false;

@@ -9,7 +9,8 @@ else()
   list(APPEND arguments "-DCHUNKLLM_SOURCE=${CHUNKLLM_SOURCE}")
 endif()
 if(KIND STREQUAL "cuda")
-  list(APPEND arguments "-DCMAKE_CUDA_COMPILER=${CUDA_COMPILER}"
+  # Off by default below another project.
+  list(APPEND arguments -DCHUNKLLM_ENABLE_CUDA=ON "-DCMAKE_CUDA_COMPILER=${CUDA_COMPILER}"
        "-DCMAKE_CUDA_ARCHITECTURES=80-real\;90a-real")
 endif()
 execute_process(COMMAND ${CMAKE_COMMAND} ${arguments} COMMAND_ERROR_IS_FATAL ANY)

@@ -12,6 +12,7 @@
 
 #include "chunkllm/io/json.hpp"
 #include "chunkllm/io/safetensors.hpp"
+#include "chunkllm/version.hpp"
 #include "cli_fixture.hpp"
 #include "support/test_paths.hpp"
 
@@ -223,22 +224,14 @@ TEST_F(Cli, TrainingIsNotInThisVersion) {
   EXPECT_NE(result.err.find("not in version"), std::string::npos);
 }
 
-TEST_F(Cli, HelpHasExamples) {
-  for (const char* command :
-       {"generate", "inspect", "tokenize", "chunks", "perplexity", "evaluate", "bench"}) {
-    const ProgramResult result = run({command, "--help"});
-    EXPECT_EQ(result.exit_status, 0) << command;
-    EXPECT_NE(result.out.find("  chunkllm " + std::string(command) + " --model"), std::string::npos)
-        << result.out;
-  }
-}
-
 TEST_F(Cli, SmolLm2AnswersAsTransformersDoes) {
   const std::string path = testing::model_path();
   ASSERT_TRUE(std::filesystem::exists(path)) << path << ": scripts/test fetches it";
   const Ids expected = {7042, 30, 198, 198, 504, 2988, 314, 42, 216, 34, 32, 33, 40, 29, 32,
                         33,   29, 34,  34,  216, 33,   34,  42, 33,  34, 42, 37, 35, 30, 2};
-  const Json json = run_json({"generate", "--model", path, "--prompt", "The capital of France is"});
+  // With activations in f32, as there: those of 8 bits may turn a near tie.
+  const Json json = run_json({"generate", "--model", path, "--prompt", "The capital of France is",
+                              "--weights", "f32", "--kv", "f32"});
   EXPECT_EQ(json.at("ids").get<Ids>(), expected);
   EXPECT_EQ(json.at("stop_reason"), "eos");
 }
@@ -276,7 +269,11 @@ TEST_F(Cli, EvaluateMakesFlatRowsAndBothFiles) {
     // The model's window holds 256 tokens.
     EXPECT_EQ(row.at("positions"), row.at("length") == 100 ? "original" : "in-cache");
   }
-  EXPECT_TRUE(std::filesystem::exists(folder_.file("r.html")));
+  std::ifstream page(folder_.file("r.html"));
+  const std::string html(std::istreambuf_iterator<char>(page), {});
+  EXPECT_NE(html.find(">chunkllm " CHUNKLLM_VERSION_STRING "<"), std::string::npos);
+  EXPECT_NE(html.find("t.txt (720 tokens), u.txt (727 tokens)"), std::string::npos);
+  EXPECT_EQ(html.find("Partial"), std::string::npos);
   std::ifstream lines(folder_.file("r.jsonl"));
   std::size_t num_lines = 0;
   for (std::string line; std::getline(lines, line); ++num_lines) {

@@ -2,7 +2,11 @@
 // The chunkllm program when its user, its reader or its terminal goes away.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
+#include <fstream>
+#include <iterator>
+#include <regex>
 #include <string>
 #include <thread>
 #include <utility>
@@ -43,14 +47,55 @@ TEST_F(CliInterrupts, AnInterruptEndsAStreamCleanly) {
   program.interrupt();
   const ProgramResult result = program.finish();
   EXPECT_EQ(result.exit_status, 1);
-  EXPECT_NE(result.err.find("stopped after"), std::string::npos) << result.err;
+  EXPECT_NE(result.err.find("chunkllm: interrupted after "), std::string::npos) << result.err;
+  EXPECT_EQ(result.err.find("error"), std::string::npos) << result.err;
 }
 
-TEST_F(CliInterrupts, AClosedPipeIsAnErrorAndNoCrash) {
+TEST_F(CliInterrupts, AnInterruptedPromptIsCountedAsFarAsItWasRead) {
+  std::string text;
+  for (int i = 0; i < 4200; ++i) text += "Rain falls on the hill. ";
+  const std::string file = write("long.txt", text);
+  Program program(command_line(with_model("generate", {"--file", file, "--budget", "100"})));
+  program.wait_for_stderr();  // its notes come when the model is loaded
+  program.interrupt();
+  const ProgramResult result = program.finish();
+  EXPECT_EQ(result.exit_status, 1);
+  std::smatch read;
+  ASSERT_TRUE(
+      std::regex_search(result.err, read, std::regex(R"(\n(\d+) of 100800 prompt tokens in )")))
+      << result.err;
+  EXPECT_LT(std::stoi(read[1]), 100800);
+  EXPECT_NE(result.err.find("chunkllm: interrupted after " + read[1].str() +
+                            " of 100800 prompt tokens\n"),
+            std::string::npos)
+      << result.err;
+  EXPECT_EQ(result.err.find("error"), std::string::npos) << result.err;
+}
+
+TEST_F(CliInterrupts, AReaderThatLeavesEndsItQuietly) {
   never_end();
   Program program(command_line(with_model("generate", {"--prompt", "hello", "--quiet", "--budget",
                                                        "64", "--max-new-tokens", "1048576"})));
   program.wait_for_stdout();
+  program.close_stdout();
+  const ProgramResult result = program.finish();
+  EXPECT_EQ(result.exit_status, 1);
+  EXPECT_EQ(result.err, "");
+
+  std::string text;
+  for (int i = 0; i < 6000; ++i) text += "Rain falls on the hill. ";
+  const std::string file = write("long.txt", text);
+  Arguments chunks = command_line(with_model("chunks", {"--file", file, "--quiet"}));
+  chunks.insert(chunks.begin(), {"/bin/sh", "-c", "\"$0\" \"$@\" | head -n 2"});
+  const ProgramResult head = testing::run_program(chunks);
+  EXPECT_EQ(head.exit_status, 0);
+  EXPECT_EQ(head.err, "");
+  EXPECT_EQ(std::count(head.out.begin(), head.out.end(), '\n'), 2) << head.out;
+}
+
+TEST_F(CliInterrupts, HalfAJsonObjectIsAnError) {
+  Program program(command_line(
+      with_model("generate", {"--prompt", "hello", "--quiet", "--json", "--max-new-tokens", "9"})));
   program.close_stdout();
   const ProgramResult result = program.finish();
   EXPECT_EQ(result.exit_status, 1);
@@ -59,14 +104,17 @@ TEST_F(CliInterrupts, AClosedPipeIsAnErrorAndNoCrash) {
 
 /// Runs a command in json mode, interrupts it once its notes say that the model is there, and gives
 /// the JSON that it leaves.
-Json interrupt(Arguments arguments) {
+///
+/// \param total  what it must say that it was to do, such as "8 rows"
+Json interrupt(Arguments arguments, const std::string& total) {
   arguments.push_back("--json");
   Program program(command_line(std::move(arguments)));
   program.wait_for_stderr();
   program.interrupt();
   const ProgramResult result = program.finish();
   EXPECT_EQ(result.exit_status, 1) << result.err;
-  EXPECT_NE(result.err.find("stopped"), std::string::npos) << result.err;
+  EXPECT_NE(result.err.find("interrupted after "), std::string::npos) << result.err;
+  EXPECT_NE(result.err.find(" of " + total + "\n"), std::string::npos) << result.err;
   const Result<Json> json = parse_json(result.out, "stdout");
   EXPECT_TRUE(json.ok()) << result.out << result.err;
   return json.ok() ? json.value() : Json::object();
@@ -80,18 +128,43 @@ TEST_F(CliInterrupts, EveryPassLeavesItsJson) {
   }());
   const Json perplexity = interrupt(
       with_model("perplexity", {"--file", file, "--context", "16000", "--scorer", "oracle",
-                                "--refresh", "stride:16", "--positions", "original"}));
+                                "--refresh", "stride:16", "--positions", "original"}),
+      "16000 tokens");
   EXPECT_EQ(perplexity.at("stop_reason"), "interrupted");
   EXPECT_EQ(perplexity.at("tokens"), 16000);
   EXPECT_EQ(perplexity.at("scored"), 0);
   const Json evaluate =
       interrupt(with_model("evaluate", {"--text", file, "--tasks", "perplexity", "--lengths",
-                                        "16000", "--windows", "64", "--budget", "100"}));
+                                        "16000", "--windows", "64", "--budget", "100"}),
+                "2 rows");
   EXPECT_EQ(evaluate.at("stop_reason"), "interrupted");
   const Json bench = interrupt(
-      with_model("bench", {"--depths", "100000", "--budget", "100", "--attention", "chunk"}));
+      with_model("bench", {"--depths", "100000", "--budget", "100", "--attention", "chunk"}),
+      "100000 prompt tokens");
   EXPECT_EQ(bench.at("stop_reason"), "interrupted");
   EXPECT_TRUE(bench.at("rows").empty());
+}
+
+TEST_F(CliInterrupts, AnInterruptedReportSaysThatItIsPartial) {
+  const std::string file = write("long.txt", [] {
+    std::string text;
+    for (int i = 0; i < 700; ++i) text += "Rain falls on the hill. ";
+    return text;
+  }());
+  const std::string report = folder_.file("r.html");
+  Program program(command_line(with_model(
+      "evaluate", {"--text", file, "--tasks", "perplexity", "--lengths", "100,16000", "--windows",
+                   "64", "--budget", "100", "--scorers", "recent", "--report", report})));
+  program.wait_for_stdout();  // the row of the first length
+  program.interrupt();
+  const ProgramResult result = program.finish();
+  EXPECT_EQ(result.exit_status, 1);
+  EXPECT_NE(result.err.find("chunkllm: interrupted after 1 of 2 rows\n"), std::string::npos)
+      << result.err;
+  std::ifstream page(report);
+  const std::string html(std::istreambuf_iterator<char>(page), {});
+  EXPECT_NE(html.find("<p class='notice'>Partial: interrupted after 1 of 2 rows.</p>"),
+            std::string::npos);
 }
 
 TEST_F(CliInterrupts, AFullPipeIsNoFault) {
@@ -106,7 +179,7 @@ TEST_F(CliInterrupts, AFullPipeIsNoFault) {
   std::this_thread::sleep_for(std::chrono::milliseconds(200));
   const ProgramResult result = program.finish();
   EXPECT_EQ(result.exit_status, 1);
-  EXPECT_NE(result.err.find("stopped after"), std::string::npos) << result.err;
+  EXPECT_NE(result.err.find("interrupted after "), std::string::npos) << result.err;
   EXPECT_EQ(result.out.back(), '\n');
 }
 

@@ -202,6 +202,7 @@ TEST(BackboneWeights, ImpossibleConfigurationsAreRefusedBeforeAnythingIsRead) {
 
 TEST(BackboneWeights, FormatsChangeMatricesOnly) {
   BackboneConfig config = small_config();
+  config.vocab_size = 64;  // whole panels of either kind
   config.hidden_size = 64;
   config.intermediate_size = 96;
   config.head_dim = 16;

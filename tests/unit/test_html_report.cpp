@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "chunkllm/version.hpp"
 #include "support/temp_folder.hpp"
 
 namespace chunkllm {
@@ -44,6 +45,12 @@ EvaluateRow passkey_row(double depth, double digits) {
   row.value = digits;
   row.dense_value = 0.95;
   return row;
+}
+
+HtmlReportHeader titled(const std::string& title) {
+  HtmlReportHeader header;
+  header.title = title;
+  return header;
 }
 
 std::size_t count(std::string_view text, std::string_view part) {
@@ -89,9 +96,9 @@ TEST(HtmlReport, EscapesAllText) {
   EvaluateRow all = key;
   all.depth.reset();
   const std::vector<EvaluateRow> rows = {row, key, all};
-  const std::string html = render_html_report({evil, evil, evil, evil, evil}, rows);
+  const std::string html = render_html_report({evil, evil, evil, evil, evil, evil, evil}, rows);
   EXPECT_EQ(html.find("<script"), html.npos);
-  EXPECT_GE(count(html, "&lt;script&gt;"), 12U);
+  EXPECT_GE(count(html, "&lt;script&gt;"), 16U);
   expect_well_formed(html);
 }
 
@@ -106,7 +113,7 @@ TEST(HtmlReport, HoldsCurvesMapsBarsAndTheTable) {
   all.depth.reset();
   rows.push_back(all);
   const std::string html =
-      render_html_report({"A title", "a model", "a device", "a day", "x y"}, rows);
+      render_html_report({"A title", "a model", "a device", "a day", "x y", "a text", ""}, rows);
   expect_well_formed(html);
   EXPECT_EQ(count(html, "<path"), 4U);  // two curves, two lines in the legend
   EXPECT_EQ(count(html, "budget 1024: 1.0200"), 1U);
@@ -132,7 +139,7 @@ TEST(HtmlReport, ShowsDigitsWholeKeysAndForcedDigits) {
       rows.push_back(row);
     }
   }
-  const std::string html = render_html_report({"t", "", "", "", ""}, rows);
+  const std::string html = render_html_report(titled("t"), rows);
   expect_well_formed(html);
   EXPECT_EQ(count(html, "class='mark'"), 6U);
   EXPECT_EQ(count(html, "<rect "), 6U);
@@ -142,19 +149,83 @@ TEST(HtmlReport, ShowsDigitsWholeKeysAndForcedDigits) {
        {"0.610 of digits,", "0.420 of whole keys,", "0.830 of digits, forced,"}) {
     EXPECT_EQ(count(html, part), 2U) << part;
   }
-  for (const char* label : {">0.61 (dense 0.95)<", ">0.42 (dense 0.95)<", ">0.83 (dense 0.95)<"}) {
+  for (const char* label : {">0.61 (dense 0.95), 9 trials<", ">0.42 (dense 0.95), 9 trials<",
+                            ">0.83 (dense 0.95), 9 trials<"}) {
     EXPECT_EQ(count(html, label), 2U) << label;
   }
 }
 
+TEST(HtmlReport, SaysWhatWasMeasuredAndWithWhichVersion) {
+  std::vector<EvaluateRow> rows = {perplexity_row("recent", "512", 1.1),
+                                   perplexity_row("mean-key", "1024", 1.0), passkey_row(0.5, 0.5)};
+  rows[2].trials = 1;
+  EvaluateRow f1;
+  f1.task = "boundary-f1";
+  f1.metric = "f1";
+  f1.length = 77777;  // of the whole text: no length that was asked for
+  rows.push_back(f1);
+  HtmlReportHeader header = titled("t");
+  header.model = "a model";
+  header.text = "a text";
+  const std::string html = render_html_report(header, rows);
+  expect_well_formed(html);
+  EXPECT_EQ(count(html,
+                  ">Measured: perplexity, passkey and boundary-f1 of a model on a text, at 8,192 "
+                  "and 4,000 tokens, budget 512 and 1024, chunks ranked by recent and mean-key; "
+                  "dense attention on the same tokens stands beside.<"),
+            1U);
+  EXPECT_EQ(count(html, ">chunkllm " CHUNKLLM_VERSION_STRING "<"), 1U);
+  EXPECT_EQ(count(html, ">1 trial<"), 1U);
+  for (const char* metric :
+       {"<dt>digits</dt>", "<dt>whole keys (full)</dt>", "<dt>digits, forced (forced)</dt>"}) {
+    EXPECT_EQ(count(html, metric), 1U) << metric;
+  }
+  EXPECT_EQ(count(html, "<p class='notice'>"), 0U);
+  header.notice = "Partial: 3 of 8 rows so far.";
+  EXPECT_EQ(
+      count(render_html_report(header, rows), "<p class='notice'>Partial: 3 of 8 rows so far.</p>"),
+      1U);
+}
+
+/// The number in front of which `text` has `key`, from `at` on.
+double number_behind(const std::string& text, std::string_view key, std::size_t at) {
+  const std::size_t found = text.find(key, at);
+  return found == text.npos ? std::numeric_limits<double>::quiet_NaN()
+                            : std::stod(text.substr(found + key.size()));
+}
+
+TEST(HtmlReport, LongLabelsStayInsideThePicture) {
+  for (const std::size_t length : {1U, 40U, 200U}) {
+    EvaluateRow row = passkey_row(0.0, 0.5);
+    row.depth.reset();
+    row.scorer = std::string(length, 'w');
+    const EvaluateRow* const rows[] = {&row};
+    const std::string svg = detail::retrieval_bars(rows);
+    const double width = number_behind(svg, "viewBox='0 0 ", 0);
+    // The name ends at its x and reaches to the left; 12 px letters are 6 to 7 px wide on average.
+    const std::size_t name = svg.rfind("<text", svg.find(">" + detail::series_name(row)));
+    ASSERT_NE(name, svg.npos);
+    const auto characters = static_cast<double>(detail::series_name(row).size() + 17);
+    EXPECT_GE(number_behind(svg, "x='", name), 6.5 * characters) << length;
+    // The value begins at its x and reaches to the right.
+    const std::string value = "0.50 (dense 0.95), 9 trials";
+    const std::size_t label = svg.rfind("<text", svg.find(">" + value));
+    ASSERT_NE(label, svg.npos);
+    EXPECT_GE(width - number_behind(svg, "x='", label), 6.5 * static_cast<double>(value.size()))
+        << length;
+    // No bar begins on a name.
+    EXPECT_GT(number_behind(svg, "<rect x='", 0), number_behind(svg, "x='", name)) << length;
+  }
+}
+
 TEST(HtmlReport, SurvivesNoRowsAndOddValues) {
-  expect_well_formed(render_html_report({"t", "", "", "", ""}, {}));
+  expect_well_formed(render_html_report(titled("t"), {}));
   std::vector<EvaluateRow> rows = {
       perplexity_row("recent", "512", std::numeric_limits<double>::quiet_NaN()),
       perplexity_row("recent", "512", std::numeric_limits<double>::infinity()),
       perplexity_row("mean-key", "25%", 1.0), passkey_row(0.5, 7.0)};
   rows[2].dense_value = 0.0;
-  const std::string html = render_html_report({"t", "", "", "", ""}, rows);
+  const std::string html = render_html_report(titled("t"), rows);
   expect_well_formed(html);
   EXPECT_EQ(html.find("nan"), html.npos);
   EXPECT_EQ(html.find("='inf"), html.npos);
@@ -177,7 +248,7 @@ TEST(HtmlReport, FormatsNumbersWithoutTheLocale) {
 TEST(HtmlReport, WritesTheFileWhole) {
   const testing::TempFolder folder;
   const std::vector<EvaluateRow> rows = {perplexity_row("recent", "512", 1.1)};
-  const HtmlReportHeader header{"t", "m", "d", "day", "c"};
+  const HtmlReportHeader header{"t", "m", "d", "day", "c", "text", ""};
   ASSERT_TRUE(write_html_report(folder.file("r.html"), header, rows).ok());
   std::stringstream text;
   text << std::ifstream(folder.file("r.html")).rdbuf();

@@ -1,7 +1,6 @@
 // Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <span>
 
@@ -21,7 +20,7 @@ class FirstLayerBackbone {
   explicit FirstLayerBackbone(const Decoder& decoder)
       : decoder_(&decoder), config_(decoder.config()) {
     config_.num_layers = 1;
-    config_.sliding_window.resize(std::min<std::size_t>(config_.sliding_window.size(), 1));
+    if (!config_.sliding_window.empty()) config_.sliding_window = {config_.sliding_window[0]};
   }
 
   [[nodiscard]] const BackboneConfig& config() const { return config_; }

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -14,6 +16,7 @@
 #include "chunkllm/eval/evaluate_row.hpp"
 #include "chunkllm/eval/report_charts.hpp"
 #include "chunkllm/io/atomic_file.hpp"
+#include "chunkllm/version.hpp"
 
 namespace chunkllm {
 
@@ -24,6 +27,8 @@ struct HtmlReportHeader {
   std::string device;
   std::string date;
   std::string command;  ///< that made the rows
+  std::string text;     ///< what was measured on
+  std::string notice;   ///< what the reader must know first: that rows are missing, and why
 };
 
 namespace detail {
@@ -46,6 +51,8 @@ h1 { font-size: 28px; line-height: 1.2; margin: 0 0 12px; letter-spacing: -0.01e
 h2 { font-size: 19px; margin: 40px 0 4px; }
 h3 { font-size: 14px; margin: 0 0 10px; font-weight: 600; }
 p { margin: 0 0 14px; color: var(--soft); max-width: 76ch; }
+.summary { color: var(--ink); font-size: 16px; overflow-wrap: anywhere; }
+.notice { color: var(--ink); font-weight: 600; border-left: 4px solid var(--s3); padding-left: 10px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; margin: 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 code { font: 13px/1.5 ui-monospace, "Cascadia Mono", Menlo, Consolas, monospace; }
@@ -80,15 +87,69 @@ td.number, th.number { text-align: right; }
 @media print { body { background: none; } .card { break-inside: avoid; } }
 )css";
 
-inline std::string report_header(const HtmlReportHeader& header) {
-  std::string html = "<h1>" + escape_html(header.title) + "</h1>\n<div class='card'><dl>\n";
+/// Words in the order of their first coming, each once: "a, b and c".
+class WordList {
+ public:
+  void add(const std::string& word) {
+    if (word.empty() || std::find(words_.begin(), words_.end(), word) != words_.end()) return;
+    words_.push_back(word);
+  }
+  [[nodiscard]] std::string text() const {
+    std::string text;
+    for (std::size_t i = 0; i < words_.size(); ++i) {
+      if (i > 0) text += i + 1 == words_.size() ? " and " : ", ";
+      text += words_[i];
+    }
+    return text;
+  }
+  [[nodiscard]] bool empty() const { return words_.empty(); }
+
+ private:
+  std::vector<std::string> words_;
+};
+
+/// One sentence: what was measured, of which model, on which text, with which settings.
+inline std::string report_summary(const HtmlReportHeader& header,
+                                  std::span<const EvaluateRow> rows) {
+  WordList tasks;
+  WordList lengths;
+  WordList budgets;
+  WordList scorers;
+  bool has_dense = false;
+  for (const EvaluateRow& row : rows) {
+    tasks.add(row.task);
+    if (!row.scorer.empty()) lengths.add(with_thousands(row.length));  // not of whole texts
+    budgets.add(row.budget);
+    scorers.add(row.scorer);
+    has_dense = has_dense || row.dense_value.has_value();
+  }
+  if (tasks.empty()) return {};
+  std::string text = "Measured: " + tasks.text();
+  if (!header.model.empty()) text += " of " + header.model;
+  if (!header.text.empty()) text += " on " + header.text;
+  if (!lengths.empty()) text += ", at " + lengths.text() + " tokens";
+  if (!budgets.empty()) text += ", budget " + budgets.text();
+  if (!scorers.empty()) text += ", chunks ranked by " + scorers.text();
+  text += has_dense ? "; dense attention on the same tokens stands beside." : ".";
+  return "<p class='summary'>" + escape_html(text) + "</p>\n";
+}
+
+inline std::string report_header(const HtmlReportHeader& header,
+                                 std::span<const EvaluateRow> rows) {
+  std::string html = "<h1>" + escape_html(header.title) + "</h1>\n";
+  if (!header.notice.empty()) {
+    html += "<p class='notice'>" + escape_html(header.notice) + "</p>\n";
+  }
+  html += report_summary(header, rows) + "<div class='card'><dl>\n";
   const auto add = [&](std::string_view name, const std::string& value) {
     if (value.empty()) return;
     html += "<dt>" + std::string(name) + "</dt><dd>" + escape_html(value) + "</dd>\n";
   };
   add("Model", header.model);
+  add("Text", header.text);
   add("Device", header.device);
   add("Date", header.date);
+  add("Made by", "chunkllm " CHUNKLLM_VERSION_STRING);
   if (!header.command.empty()) {
     html += "<dt>Command</dt><dd><code>" + escape_html(header.command) + "</code></dd>\n";
   }
@@ -115,6 +176,16 @@ inline std::string perplexity_section(std::span<const EvaluateRow> rows) {
          charts;
 }
 
+/// What the metrics of passkey and multi-key count.
+inline constexpr std::string_view kRetrievalMetrics =
+    "<div class='card'><dl>\n"
+    "<dt>digits</dt><dd>of a key&#39;s digits, the share that the greedy answer has right in their "
+    "place</dd>\n"
+    "<dt>whole keys (full)</dt><dd>of the keys, the share with every digit right</dd>\n"
+    "<dt>digits, forced (forced)</dt><dd>of a key&#39;s digits, the share right when all digits "
+    "before them were given</dd>\n"
+    "</dl></div>\n";
+
 inline std::string retrieval_section(std::span<const EvaluateRow> rows, std::string_view task,
                                      std::string_view heading, std::string_view explanation) {
   // A configuration each, in the order of the rows.
@@ -134,8 +205,8 @@ inline std::string retrieval_section(std::span<const EvaluateRow> rows, std::str
     at->second.push_back(&row);
   }
   if (maps.empty() && bars.empty()) return {};
-  std::string html =
-      "<h2>" + std::string(heading) + "</h2>\n<p>" + std::string(explanation) + "</p>\n";
+  std::string html = "<h2>" + std::string(heading) + "</h2>\n<p>" + std::string(explanation) +
+                     "</p>\n" + std::string(kRetrievalMetrics);
   for (const auto& [length, of_length] : bars) {
     html += "<div class='card bars'><h3>Right after " + with_thousands(length) +
             " tokens; the upright mark is dense attention</h3>\n" + retrieval_bars(of_length) +
@@ -194,7 +265,8 @@ inline std::string table_section(std::span<const EvaluateRow> rows) {
 
 /// The rows as one self-contained page: inline SVG, no script, nothing loaded from elsewhere.
 ///
-/// Perplexity ratio against budget with a curve for each selector; digits, whole keys and forced
+/// What was measured in a sentence, and a notice where the header has one; perplexity ratio against
+/// budget with a curve for each selector; digits, whole keys and forced
 /// digits right as bars, digits as a heat map of depth and length; then a table of all rows.
 /// Follows the reader's light or dark scheme. All text of the header and the rows is escaped; it
 /// should be UTF-8.
@@ -205,18 +277,18 @@ inline std::string render_html_report(const HtmlReportHeader& header,
       "name='viewport' content='width=device-width, initial-scale=1'>\n<title>" +
       detail::escape_html(header.title) + "</title>\n<style>" + std::string(detail::kReportStyle) +
       "</style>\n</head>\n<body>\n<main>\n";
-  html += detail::report_header(header);
+  html += detail::report_header(header, rows);
   html += detail::perplexity_section(rows);
   html += detail::retrieval_section(
       rows, "passkey", "Passkey",
       "Five digits are stated at a depth of plain text and asked for at its end, greedily. Bars: "
-      "the shares of digits and of whole keys right, and of digits right where the true ones were "
-      "given before them (forced). Each cell: the share of digits right at its place, with dense "
-      "attention on the same prompts below. Down: depth in the text; across: its length in "
-      "tokens.");
+      "the shares that are right, as named below. Each cell: the share of digits right "
+      "at its place, with dense attention on the same prompts and the number of trials below. "
+      "Down: depth in the text; across: its length in tokens.");
   html += detail::retrieval_section(rows, "multi-key", "Multi-key",
                                     "Eight facts alike are spread over plain text and one of them "
-                                    "is asked for. Bars and cells as above.");
+                                    "is asked for. Bars and cells as for the passkey: shares that "
+                                    "are right, by depth down and length across.");
   html += detail::table_section(rows);
   return html + "</main>\n</body>\n</html>\n";
 }

@@ -50,12 +50,14 @@ inline std::string fixed_decimals(double value, int decimals) {
 
 /// 4000 as "4,000".
 inline std::string with_thousands(std::int64_t value) {
-  std::string digits = std::to_string(value);
-  const std::ptrdiff_t first = value < 0 ? 1 : 0;
-  for (auto at = static_cast<std::ptrdiff_t>(digits.size()) - 3; at > first; at -= 3) {
-    digits.insert(static_cast<std::size_t>(at), ",");
+  const std::string digits = std::to_string(value);
+  const std::size_t first = value < 0 ? 1 : 0;
+  std::string text;
+  for (std::size_t i = 0; i < digits.size(); ++i) {
+    if (i > first && (digits.size() - i) % 3 == 0) text += ',';
+    text += digits[i];
   }
-  return digits;
+  return text;
 }
 
 /// What tells the curves of a chart apart: scorer, join of heads, selection.
@@ -212,6 +214,20 @@ inline std::string ratio_chart(std::span<const EvaluateRow> rows) {
   return svg + "</svg>\n" + legend + "</ul>\n";
 }
 
+/// "1 trial", "10 trials".
+inline std::string trials_text(const EvaluateRow& row) {
+  return with_thousands(row.trials) + (row.trials == 1 ? " trial" : " trials");
+}
+
+/// Room for a label of 12 px in a page's sans-serif font: the mean width of its characters and a
+/// tenth. An estimate: the fonts are the reader's.
+inline double label_width(std::string_view text) {
+  const auto characters = std::count_if(text.begin(), text.end(), [](char c) {
+    return (static_cast<unsigned char>(c) & 0xC0U) != 0x80U;  // not of UTF-8's later bytes
+  });
+  return 7.0 * static_cast<double>(characters);
+}
+
 /// Share of digits right by depth (down) and length (across), shaded; dense in small below.
 ///
 /// \param rows  with a depth, of one configuration
@@ -225,7 +241,7 @@ inline std::string depth_heat_map(std::span<const EvaluateRow* const> rows) {
     cells[{*row->depth, row->length}] = row;
   }
   constexpr double kCellWidth = 74.0;
-  constexpr double kCellHeight = 34.0;
+  constexpr double kCellHeight = 46.0;
   constexpr double kLeft = 50.0;
   constexpr double kTop = 6.0;
   const double width = kLeft + kCellWidth * static_cast<double>(lengths.size()) + 4.0;
@@ -248,19 +264,19 @@ inline std::string depth_heat_map(std::span<const EvaluateRow* const> rows) {
         svg += "<g><title>" +
                escape_html("depth " + fixed_decimals(100.0 * depth, 0) + " %, " +
                            with_thousands(length) + " tokens: " + fixed_decimals(row.value, 3) +
-                           " of the digits; " + dense + "; " + std::to_string(row.trials) +
-                           " trials") +
+                           " of the digits; " + (dense.empty() ? "" : dense + "; ") +
+                           trials_text(row)) +
                "</title><rect x='" + fixed_decimals(x + 1.0, 1) + "' y='" +
                fixed_decimals(y + 1.0, 1) + "' width='" + fixed_decimals(kCellWidth - 2.0, 1) +
                "' height='" + fixed_decimals(kCellHeight - 2.0, 1) +
                "' rx='3' fill='var(--heat)' fill-opacity='" +
                fixed_decimals(0.06 + 0.94 * shade, 3) + "'/>";
         const std::string ink = shade > 0.7 ? "cell on" : "cell";
-        svg += svg_text(x + kCellWidth / 2.0, y + (dense.empty() ? 21.0 : 16.0), "middle", ink,
+        const double middle = x + kCellWidth / 2.0;
+        svg += svg_text(middle, y + (dense.empty() ? 21.0 : 16.0), "middle", ink,
                         fixed_decimals(row.value, 2));
-        if (!dense.empty()) {
-          svg += svg_text(x + kCellWidth / 2.0, y + 28.0, "middle", ink + " small", dense);
-        }
+        if (!dense.empty()) svg += svg_text(middle, y + 28.0, "middle", ink + " small", dense);
+        svg += svg_text(middle, y + 39.0, "middle", ink + " small", trials_text(row));
         svg += "</g>\n";
       }
       x += kCellWidth;
@@ -299,21 +315,37 @@ inline std::vector<std::pair<std::string, std::vector<const EvaluateRow*>>> by_c
 }
 
 /// Bars of the shares that are right, a group of them for each configuration and one for each
-/// metric, with dense attention's share as a mark.
+/// metric, with dense attention's share as a mark. Long names make the picture wider.
 ///
 /// \param rows  over all depths, of one task and length
 inline std::string retrieval_bars(std::span<const EvaluateRow* const> rows) {
-  constexpr double kWidth = 900.0;
-  constexpr double kMetric = 340.0;  // right edge of the configurations' names
-  constexpr double kLeft = 440.0;
-  constexpr double kRight = kWidth - 120.0;
+  constexpr double kBars = 340.0;
   constexpr double kBar = 18.0;
   constexpr double kGap = 10.0;
   const auto groups = by_configuration(rows);
+  double name_width = 0.0;
+  double metric_width = 0.0;
+  double value_width = 0.0;
+  const auto value_text = [](const EvaluateRow& row) {
+    std::string text = fixed_decimals(row.value, 2);
+    if (row.dense_value) text += " (dense " + fixed_decimals(*row.dense_value, 2) + ")";
+    return text + ", " + trials_text(row);
+  };
+  for (const auto& [name, group] : groups) {
+    name_width = std::max(name_width, label_width(name));
+    for (const EvaluateRow* row : group) {
+      metric_width = std::max(metric_width, label_width(retrieval_metric_name(row->metric)));
+      value_width = std::max(value_width, label_width(value_text(*row)));
+    }
+  }
+  const double names_end = 8.0 + name_width;
+  const double left = names_end + 16.0 + metric_width + 10.0;
+  const double right = left + kBars;
+  const double width = right + 10.0 + value_width + 8.0;
   const double height =
       kBar * static_cast<double>(rows.size()) + kGap * static_cast<double>(groups.size()) + 30.0;
-  const auto x_of = [&](double share) { return kLeft + share * (kRight - kLeft); };
-  std::string svg = "<svg viewBox='0 0 " + fixed_decimals(kWidth, 0) + " " +
+  const auto x_of = [&](double share) { return left + share * kBars; };
+  std::string svg = "<svg viewBox='0 0 " + fixed_decimals(width, 0) + " " +
                     fixed_decimals(height, 0) +
                     "' role='img' aria-label='Shares of digits and of whole keys right'>\n";
   for (int i = 0; i <= 4; ++i) {
@@ -325,26 +357,24 @@ inline std::string retrieval_bars(std::span<const EvaluateRow* const> rows) {
   }
   double y = 6.0;
   for (const auto& [name, group] : groups) {
-    svg += svg_text(kMetric, y + 13.0, "end", "tick", name);
+    svg += svg_text(names_end, y + 13.0, "end", "tick", name);
     for (const EvaluateRow* row : group) {
       const std::string metric(retrieval_metric_name(row->metric));
-      svg += svg_text(kLeft - 10.0, y + 13.0, "end", "axis", metric);
+      svg += svg_text(left - 10.0, y + 13.0, "end", "axis", metric);
       svg += "<g><title>" +
              escape_html(name + ": " + fixed_decimals(row->value, 3) + " of " + metric + ", " +
-                         std::to_string(row->trials) + " trials") +
-             "</title><rect x='" + fixed_decimals(kLeft, 1) + "' y='" + fixed_decimals(y + 3.0, 1) +
+                         trials_text(*row)) +
+             "</title><rect x='" + fixed_decimals(left, 1) + "' y='" + fixed_decimals(y + 3.0, 1) +
              "' width='" +
-             fixed_decimals(std::max(1.0, x_of(std::clamp(row->value, 0.0, 1.0)) - kLeft), 1) +
+             fixed_decimals(std::max(1.0, x_of(std::clamp(row->value, 0.0, 1.0)) - left), 1) +
              "' height='12' rx='2' fill='var(--s" + std::to_string(scorer_colour(row->scorer)) +
              ")' fill-opacity='" + (row->metric == "digits" ? "1" : "0.55") + "'/></g>\n";
-      std::string label = fixed_decimals(row->value, 2);
       if (row->dense_value) {
         const std::string x = fixed_decimals(x_of(*row->dense_value), 1);
         svg += "<line x1='" + x + "' x2='" + x + "' y1='" + fixed_decimals(y + 1.0, 1) + "' y2='" +
                fixed_decimals(y + 17.0, 1) + "' class='mark'/>\n";
-        label += " (dense " + fixed_decimals(*row->dense_value, 2) + ")";
       }
-      svg += svg_text(kRight + 10.0, y + 13.0, "start", "tick", label);
+      svg += svg_text(right + 10.0, y + 13.0, "start", "tick", value_text(*row));
       y += kBar;
     }
     y += kGap;
