@@ -74,8 +74,7 @@ TEST(SentenceBoundaryStream, WordsThatKeepTheirStop) {
 }
 
 TEST(SentenceBoundaryStream, LettersOfAnAbbreviationKeepTheirStops) {
-  expect_boundaries(
-      "Some marks, e.g. commas, i.e. small ones, end at 7 p.m. or so.| And then?|");
+  expect_boundaries("Some marks, e.g. commas, i.e. small ones, end at 7 p.m. or so.| And then?|");
 }
 
 TEST(SentenceBoundaryStream, NumbersAreKnownUpToTheStopOnly) {

@@ -308,7 +308,7 @@ inline std::vector<std::pair<std::string, std::vector<const EvaluateRow*>>> by_c
     if (row->second_look) name += ", look " + std::to_string(*row->second_look);
     auto at = std::find_if(groups.begin(), groups.end(),
                            [&](const auto& group) { return group.first == name; });
-    if (at == groups.end()) at = groups.insert(groups.end(), {std::move(name), {}});
+    if (at == groups.end()) at = groups.insert(groups.end(), {name, {}});
     at->second.push_back(row);
   }
   return groups;

@@ -64,9 +64,9 @@ inline void silu_gate(float* gate, const float* up, std::int64_t size) {
 /// A frozen decoder of the Llama family: Llama, Qwen2, Qwen3, Mistral.
 ///
 /// RMSNorm, grouped-query attention with optional biases and q/k norm, SiLU-gated MLP, tied or
-/// untied head, in f32 but for the products of 4 to 8 bit weights (see `Linear`). Attention and RoPE are
-/// the caller's (see `FrozenBackbone`). Const and without hidden state: any number of sessions
-/// may share one object, each with its own pool.
+/// untied head, in f32 but for the products of 4 to 8 bit weights (see `Linear`). Attention and
+/// RoPE are the caller's (see `FrozenBackbone`). Const and without hidden state: any number of
+/// sessions may share one object, each with its own pool.
 ///
 /// `finish_layer` and `logits` take scratch memory from the heap, at most 512 rows at a time.
 class DecoderBackbone {
