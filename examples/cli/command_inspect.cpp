@@ -19,27 +19,6 @@ struct InspectOptions {
   std::int64_t context = 0;    // 0: the model's window
 };
 
-/// Bytes of 32 packed weights: codes, scales and minima.
-std::int64_t block_bytes(DType dtype, WeightFormat format) {
-  switch (format) {
-    case WeightFormat::kF32: return 128;
-    case WeightFormat::kBF16: return 64;
-    case WeightFormat::kInt8: return 34;
-    case WeightFormat::kKeep: break;
-  }
-  switch (dtype) {
-    case DType::kF32: return 128;
-    case DType::kF16:
-    case DType::kBF16: return 64;
-    case DType::kQ8_0: return 34;
-    case DType::kQ4_0: return 18;
-    case DType::kQ4_1: return 20;
-    case DType::kQ4_K: return 24;  // scales and minima of sub-blocks are expanded to f32
-    case DType::kQ6_K: return 40;
-  }
-  return 128;
-}
-
 struct WeightFigures {
   std::int64_t parameters = 0;
   std::int64_t bytes = 0;  // once loaded
@@ -51,14 +30,9 @@ WeightFigures weigh(const ModelFiles& files, WeightFormat format) {
     const std::int64_t count = tensor.rows * tensor.cols;
     figures.parameters += count;
     const Result<TensorBytes> found = files.tensor(tensor.name);
-    if (tensor.rows == 1 || !found.ok()) {
-      figures.bytes += count * 4;  // vectors are f32
-    } else {
-      const bool in_blocks = block_bytes(found->dtype, format) < 64;
-      const std::int64_t panel = in_blocks ? 16 : 32;  // rows; the last one is filled up
-      const std::int64_t rows = (tensor.rows + panel - 1) / panel * panel;
-      figures.bytes += (rows * tensor.cols * block_bytes(found->dtype, format) + 31) / 32;
-    }
+    figures.bytes += tensor.rows == 1 || !found.ok()
+                         ? count * 4  // vectors are f32
+                         : PackedWeights::bytes_of(found->dtype, tensor.rows, tensor.cols, format);
   }
   return figures;
 }

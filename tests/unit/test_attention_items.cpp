@@ -11,6 +11,7 @@
 #include "chunkllm/chunk/attention_args.hpp"
 #include "chunkllm/chunk/attention_few_queries.hpp"
 #include "chunkllm/chunk/attention_many_queries.hpp"
+#include "chunkllm/chunk/chunk_attention.hpp"
 #include "chunkllm/core/dtype.hpp"
 #include "chunkllm/core/simd_transpose.hpp"
 #include "chunkllm/model/backbone_config.hpp"
@@ -74,15 +75,7 @@ std::vector<float> attend(const Shape& shape, const AttendedSet& set) {
   std::vector<float> memory(static_cast<std::size_t>(Item<T>::Scratch::num_floats(shape.head_dim)),
                             std::numeric_limits<float>::quiet_NaN());
   for (std::int64_t head = 0; head < num_kv_heads; ++head) {
-    const Item<T> item(args, set, /*first_row=*/0, shape.num_rows, head);
-    const typename Item<T>::Scratch scratch(memory.data(), shape.head_dim);
-    item.pack_queries(scratch.queries);
-    item.clear(scratch.total);
-    for (std::int64_t split = 0; split < item.num_splits(); ++split) {
-      item.reduce_split(split, scratch, scratch.partial);
-      item.merge(scratch.total, scratch.partial);
-    }
-    item.write_outputs(scratch.total);
+    detail::attend_rows<Item<T>>(args, tile, /*first=*/0, shape.num_rows, head, memory.data());
   }
   return out;
 }

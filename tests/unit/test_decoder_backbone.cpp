@@ -18,20 +18,14 @@
 #include "reference/decoder_oracle.hpp"
 #include "support/dense_forward.hpp"
 #include "support/memory_tensor_source.hpp"
+#include "support/random_values.hpp"
 
 namespace chunkllm {
 namespace {
 
 using testing::MemoryTensorSource;
+using testing::random_values;
 using testing::small_config;
-
-std::vector<float> random_values(std::int64_t size, std::uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(static_cast<std::size_t>(size));
-  for (float& value : values) value = normal(random);
-  return values;
-}
 
 std::vector<std::int32_t> random_tokens(std::size_t count, std::int64_t vocab_size) {
   std::mt19937 random(11);

@@ -6,41 +6,23 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <random>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "chunkllm/chunk/qk_adapter.hpp"
+#include "support/random_adapter.hpp"
+#include "support/random_values.hpp"
 
 namespace chunkllm {
 namespace {
 
+using testing::random_adapter;
+using testing::random_values;
+
 constexpr std::int64_t kHidden = 11;
+constexpr std::int64_t kKeyDim = 3;
 constexpr std::int64_t kChunks = 40;
-
-std::vector<float> random_values(std::int64_t size, std::uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(static_cast<std::size_t>(size));
-  for (float& value : values) value = normal(random);
-  return values;
-}
-
-/// Two layers of 4 heads on 2 key heads of 3 features.
-QkAdapter make_adapter(bool has_null, bool has_bias, bool adds_log_length) {
-  std::vector<QkAdapterLayer> layers(2);
-  for (std::uint32_t l = 0; l < 2; ++l) {
-    layers[l].query_weight = random_values(4 * 3 * kHidden, 10 + l);
-    layers[l].key_weight = random_values(2 * 3 * kHidden, 20 + l);
-    if (has_bias) layers[l].distance_bias = random_values(4 * kNumDistanceBins, 30 + l);
-    if (has_null) {
-      layers[l].null_weight = random_values(4 * kHidden, 40 + l);
-      layers[l].null_bias = random_values(4, 50 + l);
-    }
-  }
-  return QkAdapter(std::move(layers), kHidden, 4, 2, 3, KeyPooling::kMean, adds_log_length);
-}
 
 struct Sequence {
   ChunkTable table;
@@ -75,7 +57,11 @@ TEST(LayerScores, HandOverEverythingThatAScorerHas) {
     const bool adds_log_length = (bits & 4) != 0;
     Sequence s;
     s.refresh.head_join = (bits & 8) != 0 ? HeadJoin::kMean : HeadJoin::kMax;
-    const QkAdapter adapter = make_adapter(has_null, has_bias, adds_log_length);
+    const QkAdapter adapter = random_adapter({.hidden_size = kHidden,
+                                              .key_dim = kKeyDim,
+                                              .has_null = has_null,
+                                              .has_bias = has_bias,
+                                              .adds_log_length = adds_log_length});
 
     std::vector<float> query(static_cast<std::size_t>(adapter.shape().query_size()));
     adapter.make_query(1, s.refresh.row, query.data());
@@ -120,7 +106,12 @@ TEST(LayerScores, AScorerWithoutKeysGivesThemItself) {
 
 TEST(LayerScores, NoCandidatesAskForNothing) {
   LayerRefresh nothing;  // all pointers are null
-  EXPECT_TRUE(layer_scores(make_adapter(true, true, true), nothing).empty());
+  EXPECT_TRUE(
+      layer_scores(
+          random_adapter(
+              {.hidden_size = kHidden, .key_dim = kKeyDim, .has_null = true, .has_bias = true}),
+          nothing)
+          .empty());
 }
 
 }  // namespace

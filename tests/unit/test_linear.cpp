@@ -9,7 +9,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <random>
 #include <span>
 #include <string>
 #include <utility>
@@ -17,22 +16,16 @@
 
 #include "chunkllm/core/thread_pool.hpp"
 #include "support/random_tensor.hpp"
+#include "support/random_values.hpp"
 
 namespace chunkllm {
 namespace {
 
 using testing::kAllDTypes;
+using testing::random_values;
 using testing::RandomTensor;
 
 constexpr std::int64_t kIn = 512;
-
-std::vector<float> random_values(std::int64_t size, std::uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(static_cast<std::size_t>(size));
-  for (float& value : values) value = normal(random);
-  return values;
-}
 
 /// Three tensors stacked, 33 + 5 + 64 outputs, the middle one with a bias.
 struct Stack {

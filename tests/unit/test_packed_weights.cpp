@@ -176,6 +176,15 @@ TEST(PackedWeights, BytesAreThoseOfTheFileForWholePanels) {
   EXPECT_EQ(bytes_of(DType::kQ4_1), 64 * 512 / 32 * 20);
 }
 
+TEST_P(PackedWeightsOf, BytesAreKnownBeforehand) {
+  const RandomTensor tensor(GetParam(), kRows, kCols, 4);
+  for (const WeightFormat format :
+       {WeightFormat::kKeep, WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kInt8}) {
+    EXPECT_EQ(PackedWeights::bytes_of(GetParam(), kRows, kCols, format),
+              pack(tensor.view(), format).bytes());
+  }
+}
+
 TEST(PackedWeights, RowOrderIsChecked) {
   ThreadPool pool(1);
   const RandomTensor tensor(DType::kF32, 2, 3, 9);

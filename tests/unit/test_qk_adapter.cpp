@@ -5,40 +5,23 @@
 
 #include <cmath>
 #include <cstdint>
-#include <random>
 #include <vector>
 
 #include "reference/oracle.hpp"
 #include "support/compare.hpp"
+#include "support/random_adapter.hpp"
+#include "support/random_values.hpp"
 
 namespace chunkllm {
 namespace {
 
+using testing::random_adapter;
+using testing::random_values;
+
 static_assert(ChunkScorer<QkAdapter>);
 
 constexpr std::int64_t kHidden = 37;
-
-std::vector<float> random_values(std::int64_t size, std::uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(static_cast<std::size_t>(size));
-  for (float& value : values) value = normal(random);
-  return values;
-}
-
-QkAdapter make_adapter(KeyPooling pooling, bool has_null, bool has_bias) {
-  std::vector<QkAdapterLayer> layers(2);
-  for (std::uint32_t l = 0; l < 2; ++l) {
-    layers[l].query_weight = random_values(4 * 5 * kHidden, 10 + l);
-    layers[l].key_weight = random_values(2 * 5 * kHidden, 20 + l);
-    if (has_bias) layers[l].distance_bias = random_values(4 * kNumDistanceBins, 30 + l);
-    if (has_null) {
-      layers[l].null_weight = random_values(4 * kHidden, 40 + l);
-      layers[l].null_bias = random_values(4, 50 + l);
-    }
-  }
-  return QkAdapter(std::move(layers), kHidden, 4, 2, 5, pooling, true);
-}
+constexpr std::int64_t kKeyDim = 5;
 
 /// W x in double, and the bound of a chain of kHidden products.
 void expect_product(std::span<const float> actual, const std::vector<float>& weight,
@@ -61,7 +44,8 @@ void expect_product(std::span<const float> actual, const std::vector<float>& wei
 
 TEST(QkAdapter, QueriesAndNullLogits) {
   for (const bool has_null : {false, true}) {
-    const QkAdapter adapter = make_adapter(KeyPooling::kMean, has_null, false);
+    const QkAdapter adapter =
+        random_adapter({.hidden_size = kHidden, .key_dim = kKeyDim, .has_null = has_null});
     EXPECT_EQ(adapter.shape().query_size(), has_null ? 24 : 20);
     EXPECT_FLOAT_EQ(adapter.shape().scale, 1.0F / std::sqrt(5.0F));
     const std::vector<float> x = random_values(kHidden, 1);
@@ -81,7 +65,8 @@ TEST(QkAdapter, QueriesAndNullLogits) {
 
 TEST(QkAdapter, KeysPoolTheChunksInputs) {
   for (const KeyPooling pooling : {KeyPooling::kMean, KeyPooling::kEndToken}) {
-    const QkAdapter adapter = make_adapter(pooling, false, false);
+    const QkAdapter adapter =
+        random_adapter({.hidden_size = kHidden, .key_dim = kKeyDim, .pooling = pooling});
     std::vector<float> state(static_cast<std::size_t>(kHidden), 1e30F);
     oracle::Rows rows;
     for (std::uint32_t i = 0; i < 9; ++i) {
@@ -117,8 +102,9 @@ TEST(QkAdapter, KeysPoolTheChunksInputs) {
 }
 
 TEST(QkAdapter, DistanceBiasWhereThereIsOne) {
-  EXPECT_EQ(make_adapter(KeyPooling::kMean, false, false).distance_bias(1), nullptr);
-  const QkAdapter adapter = make_adapter(KeyPooling::kMean, false, true);
+  EXPECT_EQ(random_adapter({.hidden_size = kHidden, .key_dim = kKeyDim}).distance_bias(1), nullptr);
+  const QkAdapter adapter =
+      random_adapter({.hidden_size = kHidden, .key_dim = kKeyDim, .has_bias = true});
   EXPECT_EQ(adapter.distance_bias(1), adapter.layers()[1].distance_bias.data());
 }
 

@@ -9,9 +9,10 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <random>
 #include <string>
 #include <vector>
+
+#include "support/random_values.hpp"
 
 // test_simd_avx2.cpp and test_simd_portable.cpp run the same tests over the other targets' code.
 #ifndef CHUNKLLM_SIMD_SUITE
@@ -21,20 +22,13 @@
 namespace chunkllm::simd {
 namespace {
 
+using testing::random_values;
 using Lanes = std::array<float, kLanes>;
 
 Lanes lanes(F32x16 a) {
   Lanes out;
   store(out.data(), a);
   return out;
-}
-
-std::vector<float> random_values(std::int64_t size, std::uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(static_cast<std::size_t>(size));
-  for (float& value : values) value = normal(random);
-  return values;
 }
 
 TEST(CHUNKLLM_SIMD_SUITE, ArithmeticWorksLaneByLane) {

@@ -47,17 +47,17 @@ class FewQueriesItem : AttentionKeys<T> {
     float* scores;      // [queries, 64]
 
     static std::int64_t num_floats(std::int64_t head_dim) {
-      const std::int64_t width = round_up(head_dim, simd::kLanes);
+      const std::int64_t width = padded_head_dim(head_dim);
       return 3 * kKeyTile * width + kFewQueries * (width + 2 * (2 + width) + kKeyTile);
     }
     Scratch(float* memory, std::int64_t head_dim)
         : queries(memory),
-          total(queries + kFewQueries * round_up(head_dim, simd::kLanes)),
-          partial(total + kFewQueries * (2 + round_up(head_dim, simd::kLanes))),
-          keys(partial + kFewQueries * (2 + round_up(head_dim, simd::kLanes))),
-          values(keys + kKeyTile * round_up(head_dim, simd::kLanes)),
-          transposed(values + kKeyTile * round_up(head_dim, simd::kLanes)),
-          scores(transposed + kKeyTile * round_up(head_dim, simd::kLanes)) {}
+          total(queries + kFewQueries * padded_head_dim(head_dim)),
+          partial(total + kFewQueries * (2 + padded_head_dim(head_dim))),
+          keys(partial + kFewQueries * (2 + padded_head_dim(head_dim))),
+          values(keys + kKeyTile * padded_head_dim(head_dim)),
+          transposed(values + kKeyTile * padded_head_dim(head_dim)),
+          scores(transposed + kKeyTile * padded_head_dim(head_dim)) {}
   };
 
   FewQueriesItem(const ChunkAttentionArgs<T>& args, const AttendedSet& set, std::int64_t first_row,

@@ -24,6 +24,11 @@ constexpr std::int64_t round_up(std::int64_t value, std::int64_t unit) {
   return (value + unit - 1) / unit * unit;
 }
 
+/// Head dimensions of an expanded key or value: whole vectors.
+constexpr std::int64_t padded_head_dim(std::int64_t head_dim) {
+  return round_up(head_dim, simd::kLanes);
+}
+
 /// The keys and values that some rows of a tile attend in one KV head, by rank in their set.
 ///
 /// Base of the two kernels, which differ in what stands in the lanes, not in any result: every
@@ -47,8 +52,7 @@ class AttentionKeys {
   [[nodiscard]] std::int64_t num_splits() const { return (num_ranks_ + kKeySplit - 1) / kKeySplit; }
 
  protected:
-  /// Head dimensions of an expanded key or value: whole vectors.
-  [[nodiscard]] std::int64_t width() const { return round_up(args_.head_dim, simd::kLanes); }
+  [[nodiscard]] std::int64_t width() const { return padded_head_dim(args_.head_dim); }
 
   /// Query vector `i` (row by row, head by head of the group), rotated and scaled.
   void read_query(std::int64_t i, float* query) const {

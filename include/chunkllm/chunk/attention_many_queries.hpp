@@ -79,15 +79,15 @@ class ManyQueriesItem : AttentionKeys<T> {
 
     static std::int64_t num_floats(std::int64_t head_dim) {
       return kMaxQueries * head_dim + 2 * AttentionPartial::num_floats(kMaxQueries, head_dim) +
-             2 * kKeyTile * round_up(head_dim, simd::kLanes) + kKeyTile * kLanePanel;
+             2 * kKeyTile * padded_head_dim(head_dim) + kKeyTile * kLanePanel;
     }
     Scratch(float* memory, std::int64_t head_dim)
         : queries(memory),
           total(queries + kMaxQueries * head_dim),
           partial(total + AttentionPartial::num_floats(kMaxQueries, head_dim)),
           keys(partial + AttentionPartial::num_floats(kMaxQueries, head_dim)),
-          values(keys + kKeyTile * round_up(head_dim, simd::kLanes)),
-          scores(values + kKeyTile * round_up(head_dim, simd::kLanes)) {}
+          values(keys + kKeyTile * padded_head_dim(head_dim)),
+          scores(values + kKeyTile * padded_head_dim(head_dim)) {}
   };
 
   ManyQueriesItem(const ChunkAttentionArgs<T>& args, const AttendedSet& set, std::int64_t first_row,
@@ -102,9 +102,9 @@ class ManyQueriesItem : AttentionKeys<T> {
     AttentionPartial(partial, lanes_).clear(lanes_, args_.head_dim);
   }
   /// total += partial
-  void merge(float* total, const float* partial) const {
-    merge_partial(AttentionPartial(total, lanes_),
-                  AttentionPartial(const_cast<float*>(partial), lanes_), lanes_, args_.head_dim);
+  void merge(float* total, float* partial) const {
+    merge_partial(AttentionPartial(total, lanes_), AttentionPartial(partial, lanes_), lanes_,
+                  args_.head_dim);
   }
 
   /// Queries [panel][head_dim][32], scaled and rotated.
@@ -143,8 +143,8 @@ class ManyQueriesItem : AttentionKeys<T> {
   }
 
   /// Divides by the sums and writes the rows of `out` (and `lse`).
-  void write_outputs(const float* memory) const {
-    const AttentionPartial total(const_cast<float*>(memory), lanes_);
+  void write_outputs(float* memory) const {
+    const AttentionPartial total(memory, lanes_);
     const std::int64_t head_dim = args_.head_dim;
     for (std::int64_t i = 0; i < num_queries_; ++i) {
       const float* lane = total.output + i / kLanePanel * kLanePanel * head_dim + i % kLanePanel;

@@ -1,6 +1,7 @@
 // Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -16,7 +17,7 @@
 namespace chunkllm::simd {
 
 /// 64 codes: lane i holds four consecutive input features of output feature i. `UnsignedCodes` are
-/// 0 to 15, `SignedCodes` -127 to 127.
+/// 0 to 15, `SignedCodes` -128 to 127.
 struct UnsignedCodes;
 struct SignedCodes;
 
@@ -34,9 +35,6 @@ struct SignedCodes {
 
 inline F32x16 to_f32(I32x16 a) {
   return {_mm512_maskz_cvtepi32_ps(kAll, a.v)};
-}
-inline UnsignedCodes load_unsigned_codes(const std::byte* p) {
-  return {_mm512_loadu_si512(p)};
 }
 /// The low, then the high nibbles of 64 bytes.
 inline void load_nibble_codes(const std::byte* p, UnsignedCodes& low, UnsignedCodes& high) {
@@ -56,7 +54,6 @@ inline __m512i broadcast_bytes(const std::int8_t* x) {
 
 #if defined(CHUNKLLM_SIMD_VNNI)
 
-inline constexpr const char* kInt8TargetName = "avx512-vnni";
 /// The instruction takes one factor unsigned: signed codes run as code + 128, and the sums start
 /// at -128 * (sum of the activations).
 inline SignedCodes load_signed_codes(const std::byte* p) {
@@ -65,16 +62,13 @@ inline SignedCodes load_signed_codes(const std::byte* p) {
 inline I32x16 signed_start(std::int32_t minus_128_sums) {
   return {_mm512_set1_epi32(minus_128_sums)};
 }
-inline I32x16 add_dots(UnsignedCodes codes, const std::int8_t* x, I32x16 sum) {
-  return {_mm512_dpbusd_epi32(sum.v, codes.v, detail::broadcast_bytes(x))};
-}
-inline I32x16 add_dots(SignedCodes codes, const std::int8_t* x, I32x16 sum) {
+template <typename Codes>
+inline I32x16 add_dots(Codes codes, const std::int8_t* x, I32x16 sum) {
   return {_mm512_dpbusd_epi32(sum.v, codes.v, detail::broadcast_bytes(x))};
 }
 
 #else
 
-inline constexpr const char* kInt8TargetName = "avx512";
 inline SignedCodes load_signed_codes(const std::byte* p) {
   return {_mm512_loadu_si512(p)};
 }
@@ -104,7 +98,6 @@ inline I32x16 zero_i32() {
 
 #elif defined(CHUNKLLM_SIMD_AVX2)
 
-inline constexpr const char* kInt8TargetName = "avx2";
 struct I32x16 {
   __m256i v[2];
 };
@@ -166,7 +159,6 @@ inline I32x16 add_dots(SignedCodes codes, const std::int8_t* x, I32x16 sum) {
 
 #else
 
-inline constexpr const char* kInt8TargetName = "portable";
 struct I32x16 {
   std::int32_t v[kLanes];
 };

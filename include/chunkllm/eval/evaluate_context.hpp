@@ -87,11 +87,13 @@ class EvaluateContext {
 
   /// A session whose chunks are the oracle's where the group's scorer is one.
   Result<EvaluateSession> make_session(const EvaluateGroup& group,
+                                       const EvaluateConfiguration& configuration,
                                        std::shared_ptr<const AnyScorer> scorer,
-                                       const SessionOptions& session_options) {
+                                       std::int64_t num_tokens) {
     const bool by_rules = group.scorer->scorer == nullptr;
     return EvaluateSession::create(backbone, std::move(scorer), by_rules ? nullptr : maybe_adapter,
-                                   token_bytes(), session_options, pool);
+                                   token_bytes(), session_options(group, configuration, num_tokens),
+                                   pool);
   }
   Result<EvaluateSession> make_dense_session() {
     SessionOptions dense;

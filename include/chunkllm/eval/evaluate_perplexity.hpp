@@ -106,9 +106,7 @@ class EvaluatePerplexity {
     for (const EvaluateConfiguration& configuration : group.configurations) {
       CHUNKLLM_ASSIGN_OR_RETURN(
           const Score chunked,
-          score(window,
-                context_.make_session(group, scorer,
-                                      context_.session_options(group, configuration, length_)),
+          score(window, context_.make_session(group, configuration, scorer, length_),
                 "perplexity, " + group.scorer->name + ", " + configuration.budget->text));
       scores.push_back(chunked);
     }

@@ -125,9 +125,7 @@ class EvaluateRetrieval {
     for (const EvaluateConfiguration& configuration : group.configurations) {
       CHUNKLLM_ASSIGN_OR_RETURN(
           const TrialScore score,
-          answer(trial,
-                 context_.make_session(group, scorer,
-                                       context_.session_options(group, configuration, num_tokens_)),
+          answer(trial, context_.make_session(group, configuration, scorer, num_tokens_),
                  name + ", " + group.scorer->name + ", " + configuration.budget->text));
       done.push_back(score);
     }

@@ -22,7 +22,6 @@
 namespace chunkllm::detail {
 
 inline constexpr std::int64_t kBlockOutputs = simd::kLanes;
-inline constexpr std::int64_t kBlockFeatures = kActivationBlock;
 inline constexpr std::int64_t kPrefetchAhead = 4096;
 
 #if defined(CHUNKLLM_SIMD_AVX512)

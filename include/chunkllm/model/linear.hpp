@@ -127,7 +127,7 @@ class Linear {
     for (std::int64_t first = 0; first < x.rows; first += kRowBlock) {
       const MatrixView<const float> rows =
           x.middle_rows(first, std::min(kRowBlock, x.rows - first));
-      const QuantizedRows quantized = has_blocks_ ? quantize(rows, pool) : QuantizedRows(0, 0);
+      const QuantizedRows quantized = has_blocks_ ? quantize(rows, pool) : QuantizedRows();
       pool.parallel_for(num_tasks_, [&](std::int64_t task, int) {
         const std::size_t part = part_of(first_task_, task);
         const MatrixView<float> y = outputs_of(part).middle_rows(first, rows.rows);

@@ -27,11 +27,16 @@ class PackedBlocks {
   ///
   /// \param type  kQ8_0, kQ6_K, kQ4_0, kQ4_1 or kQ4_K   \param cols  a multiple of 32
   PackedBlocks(std::int64_t rows, std::int64_t cols, DType type)
-      : rows_(rows), cols_(cols), type_(type) {
-    const std::int64_t panels = (rows + kOutputs - 1) / kOutputs;
-    visit([&]<typename Block>() {
-      data_.resize(static_cast<std::size_t>(panels * num_blocks() * Block::kBytes));
-    });
+      : rows_(rows),
+        cols_(cols),
+        type_(type),
+        data_(static_cast<std::size_t>(bytes_of(rows, cols, type))) {}
+
+  /// Memory of a matrix: the last panel is filled up.
+  static std::int64_t bytes_of(std::int64_t rows, std::int64_t cols, DType type) {
+    std::int64_t block_bytes = 0;
+    visit(type, [&]<typename Block>() { block_bytes = Block::kBytes; });
+    return (rows + kOutputs - 1) / kOutputs * (cols / kFeatures) * block_bytes;
   }
 
   [[nodiscard]] std::int64_t rows() const { return rows_; }
@@ -41,13 +46,14 @@ class PackedBlocks {
 
   /// Puts the 32 input features from 32 `block` on into row `row`.
   void set_block(std::int64_t row, std::int64_t block, const detail::RowBlock& values) {
-    visit([&]<typename Block>() { Block::write(at<Block>(row, block), row % kOutputs, values); });
+    visit(type_,
+          [&]<typename Block>() { Block::write(at<Block>(row, block), row % kOutputs, values); });
   }
 
   /// out[r][i] = the product of row 16 panel + i of the matrix with activation row first_row + r.
   void multiply_rows(std::int64_t panel, const QuantizedRows& x, std::int64_t first_row,
                      std::int64_t num_rows, float* out, std::int64_t out_stride) const {
-    visit([&]<typename Block>() {
+    visit(type_, [&]<typename Block>() {
       detail::multiply_block_rows<Block>(at<Block>(panel * kOutputs, 0), num_blocks(), x, first_row,
                                          num_rows, out, out_stride);
     });
@@ -55,7 +61,7 @@ class PackedBlocks {
 
   /// Writes row `row` as f32 [cols], each weight rounded once.
   void unpack_row(std::int64_t row, float* out) const {
-    visit([&]<typename Block>() {
+    visit(type_, [&]<typename Block>() {
       for (std::int64_t block = 0; block < num_blocks(); ++block) {
         const detail::RowBlock values = Block::read(at<Block>(row, block), row % kOutputs);
         for (std::int64_t k = 0; k < kFeatures; ++k) {
@@ -72,10 +78,10 @@ class PackedBlocks {
 
   [[nodiscard]] std::int64_t num_blocks() const { return cols_ / kFeatures; }
 
-  /// Calls `action` with the block layout of this matrix's type.
+  /// Calls `action` with a type's block layout.
   template <typename Action>
-  void visit(Action&& action) const {
-    switch (type_) {
+  static void visit(DType type, Action&& action) {
+    switch (type) {
       case DType::kQ8_0: return action.template operator()<detail::ByteBlock<F16, 1>>();
       case DType::kQ6_K: return action.template operator()<detail::ByteBlock<float, 2>>();
       case DType::kQ4_0: return action.template operator()<detail::NibbleBlock<F16, false>>();

@@ -27,8 +27,13 @@ class PackedPanels {
       : rows_(rows),
         cols_(cols),
         type_(type),
-        data_(static_cast<std::size_t>((rows + kCols - 1) / kCols * kCols * cols) *
-              dtype_traits(type).block_bytes) {}
+        data_(static_cast<std::size_t>(bytes_of(rows, cols, type))) {}
+
+  /// Memory of a matrix: the last panel is filled up.
+  static std::int64_t bytes_of(std::int64_t rows, std::int64_t cols, DType type) {
+    return (rows + kCols - 1) / kCols * kCols * cols *
+           static_cast<std::int64_t>(dtype_traits(type).block_bytes);
+  }
 
   [[nodiscard]] std::int64_t rows() const { return rows_; }
   [[nodiscard]] std::int64_t cols() const { return cols_; }

@@ -41,6 +41,14 @@ class PackedWeights {
                                     std::span<const std::int64_t> row_order, WeightFormat format,
                                     ThreadPool& pool);
 
+  /// Memory that `pack` will take for a tensor of that type and shape.
+  static std::int64_t bytes_of(DType dtype, std::int64_t rows, std::int64_t cols,
+                               WeightFormat format) {
+    const DType type = packed_type(dtype, format);
+    return is_plain(type) ? PackedPanels::bytes_of(rows, cols, type)
+                          : PackedBlocks::bytes_of(rows, cols, type);
+  }
+
   [[nodiscard]] std::int64_t rows() const {
     return std::visit([](const auto& packed) { return packed.rows(); }, packed_);
   }
@@ -77,6 +85,7 @@ class PackedWeights {
     }
     return dtype;
   }
+  static bool is_plain(DType type) { return dtype_traits(type).block_size == 1; }
   static Status check(const TensorBytes& tensor, std::span<const std::int64_t> row_order,
                       WeightFormat format);
   void set_row(std::int64_t target, const TensorBytes& tensor, std::int64_t source,
@@ -98,7 +107,7 @@ inline Status PackedWeights::check(const TensorBytes& tensor,
       cols / traits.block_size * traits.block_bytes) {
     return invalid_file("a matrix's data is shorter than its shape says");
   }
-  if (format == WeightFormat::kInt8 && tensor.cols % detail::kRowBlockFeatures != 0) {
+  if (format == WeightFormat::kInt8 && tensor.cols % detail::kBlockFeatures != 0) {
     return unsupported("int8 weights need input features in multiples of 32, not " +
                        std::to_string(cols));
   }
@@ -118,7 +127,7 @@ inline Status PackedWeights::check(const TensorBytes& tensor,
 inline void PackedWeights::set_row(std::int64_t target, const TensorBytes& tensor,
                                    std::int64_t source, std::span<float> scratch) {
   auto* blocks = std::get_if<PackedBlocks>(&packed_);
-  const std::int64_t num_blocks = tensor.cols / detail::kRowBlockFeatures;
+  const std::int64_t num_blocks = tensor.cols / detail::kBlockFeatures;
   if (blocks != nullptr && blocks->type() == tensor.dtype) {
     const DTypeTraits traits = dtype_traits(tensor.dtype);
     const std::byte* row = tensor.bytes.data() + static_cast<std::size_t>(source) *
@@ -133,7 +142,7 @@ inline void PackedWeights::set_row(std::int64_t target, const TensorBytes& tenso
   assert(status.ok() && "check() looked at the shapes");
   if (blocks == nullptr) return std::get<PackedPanels>(packed_).set_row(target, scratch);
   for (std::int64_t block = 0; block < num_blocks; ++block) {
-    const float* values = scratch.data() + block * detail::kRowBlockFeatures;
+    const float* values = scratch.data() + block * detail::kBlockFeatures;
     blocks->set_block(target, block, detail::quantize_row_block(values));
   }
 }
@@ -144,7 +153,7 @@ inline Result<PackedWeights> PackedWeights::pack(const TensorBytes& tensor,
   CHUNKLLM_RETURN_IF_ERROR(check(tensor, row_order, format));
   PackedWeights packed;
   const DType type = packed_type(tensor.dtype, format);
-  if (dtype_traits(type).block_size == 1) {
+  if (is_plain(type)) {
     packed.packed_ = PackedPanels(tensor.rows, tensor.cols, type);
   } else {
     packed.packed_ = PackedBlocks(tensor.rows, tensor.cols, type);

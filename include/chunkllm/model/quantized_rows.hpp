@@ -8,12 +8,9 @@
 #include <limits>
 #include <memory>
 
-#include "chunkllm/core/simd.hpp"
+#include "chunkllm/model/row_block.hpp"
 
 namespace chunkllm {
-
-/// Input features that share one activation scale.
-inline constexpr std::int64_t kActivationBlock = 32;
 
 /// What the products need to know of 32 quantised activations x ~ scale * code.
 struct ActivationBlock {
@@ -29,7 +26,7 @@ namespace detail {
 inline ActivationBlock quantize_activations(const float* x, std::int8_t* codes) {
   float largest = 0.0F;
   bool finite = true;
-  for (std::int64_t i = 0; i < kActivationBlock; ++i) {
+  for (std::int64_t i = 0; i < kBlockFeatures; ++i) {
     const float magnitude = std::fabs(x[i]);
     finite = finite && magnitude <= std::numeric_limits<float>::max();
     largest = magnitude > largest ? magnitude : largest;
@@ -39,13 +36,13 @@ inline ActivationBlock quantize_activations(const float* x, std::int8_t* codes) 
   if (!finite || !(inverse <= std::numeric_limits<float>::max())) {
     // Nothing (or next to nothing) to tell apart: codes 0, and NaN where the sum would not be
     // finite.
-    std::fill_n(codes, kActivationBlock, std::int8_t{0});
+    std::fill_n(codes, kBlockFeatures, std::int8_t{0});
     block.scale = block.scaled_sum = finite ? 0.0F : std::numeric_limits<float>::quiet_NaN();
     return block;
   }
   block.scale = largest / 127.0F;
   std::int32_t sums[2] = {0, 0};
-  for (std::int64_t i = 0; i < kActivationBlock; ++i) {
+  for (std::int64_t i = 0; i < kBlockFeatures; ++i) {
     const auto code = static_cast<std::int32_t>(std::nearbyint(x[i] * inverse));
     codes[i] = static_cast<std::int8_t>(code);
     sums[i / 16] += code;
@@ -61,18 +58,19 @@ inline ActivationBlock quantize_activations(const float* x, std::int8_t* codes) 
 /// scales in f32. A row's codes depend on that row alone.
 class QuantizedRows {
  public:
+  QuantizedRows() = default;  ///< no rows, no memory
   /// \param cols  a multiple of 32
   QuantizedRows(std::int64_t rows, std::int64_t cols)
       : cols_(cols),
         codes_(
             std::make_unique_for_overwrite<std::int8_t[]>(static_cast<std::size_t>(rows * cols))),
         blocks_(std::make_unique_for_overwrite<ActivationBlock[]>(
-            static_cast<std::size_t>(rows * cols / kActivationBlock))) {}
+            static_cast<std::size_t>(rows * cols / detail::kBlockFeatures))) {}
 
   /// \param x  [cols]
   void set_row(std::int64_t row, const float* x) {
-    for (std::int64_t first = 0; first < cols_; first += kActivationBlock) {
-      blocks_[static_cast<std::size_t>((row * cols_ + first) / kActivationBlock)] =
+    for (std::int64_t first = 0; first < cols_; first += detail::kBlockFeatures) {
+      blocks_[static_cast<std::size_t>((row * cols_ + first) / detail::kBlockFeatures)] =
           detail::quantize_activations(x + first, codes_.get() + row * cols_ + first);
     }
   }
@@ -82,11 +80,11 @@ class QuantizedRows {
     return codes_.get() + row * cols_;
   }
   [[nodiscard]] const ActivationBlock* blocks(std::int64_t row) const {
-    return blocks_.get() + row * cols_ / kActivationBlock;
+    return blocks_.get() + row * cols_ / detail::kBlockFeatures;
   }
 
  private:
-  std::int64_t cols_;
+  std::int64_t cols_ = 0;
   std::unique_ptr<std::int8_t[]> codes_;
   std::unique_ptr<ActivationBlock[]> blocks_;
 };

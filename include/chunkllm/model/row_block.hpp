@@ -12,7 +12,8 @@
 
 namespace chunkllm::detail {
 
-inline constexpr std::int64_t kRowBlockFeatures = 32;
+/// Input features that share a scale: of a row of weights, and of activations.
+inline constexpr std::int64_t kBlockFeatures = 32;
 
 /// 32 consecutive input features of one row: w = scale * code + minimum.
 ///
@@ -20,7 +21,7 @@ inline constexpr std::int64_t kRowBlockFeatures = 32;
 struct RowBlock {
   float scale[2] = {0.0F, 0.0F};  // of the first and second 16 features
   float minimum = 0.0F;
-  std::int8_t codes[kRowBlockFeatures] = {};  // 0..15 in 4 bit types but for Q4_0's zero at 8
+  std::int8_t codes[kBlockFeatures] = {};  // 0..15 in 4 bit types but for Q4_0's zero at 8
 };
 
 /// Byte i of an array of bytes.
@@ -36,7 +37,7 @@ inline RowBlock read_row_block(DType dtype, const std::byte* row, std::int64_t b
     case DType::kQ8_0: {
       const std::byte* p = row + block * 34;
       set_scale(read_f16(p));
-      std::memcpy(out.codes, p + 2, kRowBlockFeatures);
+      std::memcpy(out.codes, p + 2, kBlockFeatures);
       break;
     }
     case DType::kQ4_0:
@@ -97,7 +98,7 @@ inline RowBlock read_row_block(DType dtype, const std::byte* row, std::int64_t b
 /// 32 features in 8 bits, as Q8_0 does it; not finite ones make the scale NaN or infinite.
 inline RowBlock quantize_row_block(const float* values) {
   float largest = 0.0F;
-  for (std::int64_t i = 0; i < kRowBlockFeatures; ++i) {
+  for (std::int64_t i = 0; i < kBlockFeatures; ++i) {
     const float magnitude = std::fabs(values[i]);
     if (magnitude > largest || std::isnan(magnitude)) largest = magnitude;
     if (std::isnan(magnitude)) break;
@@ -106,7 +107,7 @@ inline RowBlock quantize_row_block(const float* values) {
   RowBlock out;
   out.scale[0] = out.scale[1] = scale;
   // A scale of 0, NaN or infinity says all there is to say; codes would be undefined.
-  for (std::int64_t i = 0; i < kRowBlockFeatures && scale > 0.0F && std::isfinite(scale); ++i) {
+  for (std::int64_t i = 0; i < kBlockFeatures && scale > 0.0F && std::isfinite(scale); ++i) {
     const float code = std::clamp(std::round(values[i] / scale), -127.0F, 127.0F);
     out.codes[i] = static_cast<std::int8_t>(code);
   }
