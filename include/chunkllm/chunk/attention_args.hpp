@@ -9,18 +9,13 @@
 #include "chunkllm/chunk/attended_set.hpp"
 #include "chunkllm/chunk/chunk_table.hpp"
 #include "chunkllm/chunk/kv_cache.hpp"
+#include "chunkllm/chunk/positions.hpp"
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/core/tensor_view.hpp"
 #include "chunkllm/model/rope.hpp"
 #include "chunkllm/model/validate_config.hpp"
 
 namespace chunkllm {
-
-/// Which RoPE positions attended keys and the query get.
-enum class Positions : std::uint8_t {
-  kOriginal,  ///< their place in the text
-  kInCache    ///< their rank among the attended tokens, so that a short window reads a long text
-};
 
 /// Consecutive query rows that attend the same set.
 struct AttentionTile {

@@ -7,16 +7,11 @@
 #include <memory>
 #include <vector>
 
+#include "chunkllm/chunk/positions.hpp"
 #include "chunkllm/core/dtype.hpp"
 #include "chunkllm/core/tensor_view.hpp"
 
 namespace chunkllm {
-
-/// Whether stored keys (or given queries) have been rotated.
-enum class Rotation : std::uint8_t {
-  kNone,            ///< before RoPE
-  kAtTokenPosition  ///< rotated at the token's place in the text
-};
 
 /// Keys and values of one layer in anybody's memory, contiguous or paged.
 ///

@@ -1,0 +1,183 @@
+// Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <span>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "chunkllm/core/dtype.hpp"
+#include "chunkllm/core/status.hpp"
+
+namespace chunkllm::testing {
+
+/// Whether `CHUNKLLM_REQUIRE_GPU=1` forbids skipping.
+inline bool gpu_is_required() {
+  const char* value = std::getenv("CHUNKLLM_REQUIRE_GPU");
+  return value != nullptr && std::string_view(value) == "1";
+}
+
+inline ::testing::AssertionResult succeeds(cudaError_t error) {
+  if (error == cudaSuccess) return ::testing::AssertionSuccess();
+  return ::testing::AssertionFailure() << cudaGetErrorName(error) << ": "
+                                       << cudaGetErrorString(error);
+}
+inline ::testing::AssertionResult succeeds(const Status& status) {
+  if (status.ok()) return ::testing::AssertionSuccess();
+  return ::testing::AssertionFailure() << to_string(status.code()) << ": " << status.message();
+}
+
+/// Device memory with a fence on each side, poisoned with NaN bits until written.
+///
+/// \tparam T  trivially copyable
+template <typename T>
+class DeviceBuffer {
+ public:
+  /// \param offset  elements behind a 256 byte boundary at which the buffer starts
+  explicit DeviceBuffer(std::size_t size, std::size_t offset = 0)
+      : size_(size), front_(kFence + offset * sizeof(T)) {
+    EXPECT_TRUE(succeeds(cudaMalloc(&memory_, bytes())));
+    EXPECT_TRUE(succeeds(cudaMemset(memory_, kPoison, bytes())));
+  }
+  explicit DeviceBuffer(std::span<const T> values, std::size_t offset = 0)
+      : DeviceBuffer(values.size(), offset) {
+    upload(values);
+  }
+  explicit DeviceBuffer(const std::vector<T>& values, std::size_t offset = 0)
+      : DeviceBuffer(std::span<const T>(values), offset) {}
+  DeviceBuffer(const DeviceBuffer&) = delete;
+  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
+  DeviceBuffer(DeviceBuffer&& other) noexcept
+      : size_(other.size_), front_(other.front_), memory_(std::exchange(other.memory_, nullptr)) {}
+  DeviceBuffer& operator=(DeviceBuffer&&) = delete;
+  ~DeviceBuffer() { cudaFree(memory_); }
+
+  [[nodiscard]] T* data() const { return reinterpret_cast<T*>(memory_ + front_); }
+  [[nodiscard]] std::size_t size() const { return size_; }
+
+  void upload(std::span<const T> values) {
+    ASSERT_EQ(values.size(), size_);
+    if (size_ == 0) return;
+    ASSERT_TRUE(succeeds(
+        cudaMemcpy(data(), values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice)));
+  }
+  /// Waits for the whole device.
+  [[nodiscard]] std::vector<T> download() const {
+    std::vector<T> values(size_);
+    EXPECT_TRUE(succeeds(cudaDeviceSynchronize()));
+    if (size_ > 0) {
+      EXPECT_TRUE(succeeds(
+          cudaMemcpy(values.data(), data(), size_ * sizeof(T), cudaMemcpyDeviceToHost)));
+    }
+    return values;
+  }
+  void poison() { ASSERT_TRUE(succeeds(cudaMemset(data(), kPoison, size_ * sizeof(T)))); }
+  /// Whether nothing outside the buffer was written.
+  [[nodiscard]] bool intact() const {
+    std::vector<unsigned char> all(bytes());
+    EXPECT_TRUE(succeeds(cudaDeviceSynchronize()));
+    EXPECT_TRUE(succeeds(cudaMemcpy(all.data(), memory_, bytes(), cudaMemcpyDeviceToHost)));
+    const auto is_poison = [](unsigned char byte) { return byte == kPoison; };
+    const auto end = static_cast<std::ptrdiff_t>(front_ + size_ * sizeof(T));
+    return std::all_of(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(front_), is_poison) &&
+           std::all_of(all.begin() + end, all.end(), is_poison);
+  }
+
+ private:
+  static constexpr std::size_t kFence = 4096;
+  static constexpr int kPoison = 0xff;  // NaN in every floating type, -1 in integers
+
+  [[nodiscard]] std::size_t bytes() const { return front_ + size_ * sizeof(T) + kFence; }
+
+  std::size_t size_;
+  std::size_t front_;
+  unsigned char* memory_ = nullptr;
+};
+
+/// Skips, or fails where a GPU is required, on a machine without one.
+class DeviceTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    int count = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error == cudaSuccess && count > 0) {
+      ASSERT_TRUE(succeeds(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)));
+      return;
+    }
+    const std::string reason =
+        error == cudaSuccess ? "no CUDA device" : std::string(cudaGetErrorString(error));
+    if (gpu_is_required()) FAIL() << "CHUNKLLM_REQUIRE_GPU is 1, but: " << reason;
+    GTEST_SKIP() << "needs a GPU: " << reason;
+  }
+  void TearDown() override {
+    if (stream_ == nullptr) return;
+    EXPECT_TRUE(succeeds(cudaStreamSynchronize(stream_)));
+    EXPECT_TRUE(succeeds(cudaStreamDestroy(stream_)));
+  }
+
+  /// Captures what `launch(stream)` enqueues and replays it `times` times. `launch` returns Status.
+  template <typename Launch>
+  void replay_as_graph(const Launch& launch, int times = 1) {
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t instance = nullptr;
+    ASSERT_TRUE(succeeds(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal)));
+    EXPECT_TRUE(succeeds(launch(stream_)));
+    ASSERT_TRUE(succeeds(cudaStreamEndCapture(stream_, &graph)));
+    ASSERT_TRUE(succeeds(cudaGraphInstantiate(&instance, graph, 0)));
+    for (int i = 0; i < times; ++i) ASSERT_TRUE(succeeds(cudaGraphLaunch(instance, stream_)));
+    EXPECT_TRUE(succeeds(cudaStreamSynchronize(stream_)));
+    EXPECT_TRUE(succeeds(cudaGraphExecDestroy(instance)));
+    EXPECT_TRUE(succeeds(cudaGraphDestroy(graph)));
+  }
+
+  /// The seed of a test's random numbers: fixed, or CHUNKLLM_TEST_SEED; shown where a test fails.
+  static std::uint64_t seed() {
+    const char* value = std::getenv("CHUNKLLM_TEST_SEED");
+    return value == nullptr ? 20251002U : std::strtoull(value, nullptr, 10);
+  }
+
+  cudaStream_t stream_ = nullptr;
+};
+
+/// `values` rounded to a 16 bit type, and what they then are.
+template <typename T>
+std::vector<T> rounded(std::span<const float> values) {
+  std::vector<T> out(values.size());
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if constexpr (std::is_same_v<T, float>) {
+      out[i] = values[i];
+    } else if constexpr (std::is_same_v<T, __half>) {
+      out[i] = std::bit_cast<__half>(to_f16(values[i]).bits);
+    } else {
+      out[i] = std::bit_cast<__nv_bfloat16>(to_bf16(values[i]).bits);
+    }
+  }
+  return out;
+}
+inline float widened(float value) { return value; }
+inline float widened(__half value) { return to_f32(F16{std::bit_cast<std::uint16_t>(value)}); }
+inline float widened(__nv_bfloat16 value) {
+  return to_f32(BF16{std::bit_cast<std::uint16_t>(value)});
+}
+template <typename T>
+std::vector<float> widened(const std::vector<T>& values) {
+  std::vector<float> out(values.size());
+  std::transform(values.begin(), values.end(), out.begin(), [](T v) { return widened(v); });
+  return out;
+}
+
+}  // namespace chunkllm::testing
