@@ -3,21 +3,23 @@
 include(CheckCXXCompilerFlag)
 
 add_library(chunkllm_program_options INTERFACE)
-target_compile_options(chunkllm_program_options INTERFACE -Wall -Wextra -Wconversion -Wshadow)
+set(chunkllm_warnings -Wall -Wextra -Wconversion -Wshadow)
 # g++ 12 reports its own AVX-512 intrinsics as uninitialised (GCC bug 105593) and an overlap in
 # `"literal" + std::string` (105651); both are mended in 13.
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
-  target_compile_options(chunkllm_program_options INTERFACE -Wno-maybe-uninitialized
-                                                            -Wno-uninitialized -Wno-restrict)
+  list(APPEND chunkllm_warnings -Wno-maybe-uninitialized -Wno-uninitialized -Wno-restrict)
 endif()
 if(CHUNKLLM_WERROR)
-  target_compile_options(chunkllm_program_options INTERFACE -Werror)
+  list(APPEND chunkllm_warnings -Werror)
 endif()
+target_compile_options(chunkllm_program_options
+                       INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${chunkllm_warnings}>")
 if(CHUNKLLM_SANITIZE)
   # -O1 keeps the tests fast enough to run whole; -g1 keeps line numbers at a third of -g's size.
   target_compile_options(
-    chunkllm_program_options INTERFACE -O1 -g1 -fno-omit-frame-pointer
-                                       -fsanitize=address,undefined -fno-sanitize-recover=all)
+    chunkllm_program_options
+    INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:-O1;-g1;-fno-omit-frame-pointer>"
+              "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined;-fno-sanitize-recover=all>")
   target_link_options(chunkllm_program_options INTERFACE -fsanitize=address,undefined)
 endif()
 if(CHUNKLLM_LIBFUZZER AND NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
@@ -40,6 +42,33 @@ function(chunkllm_add_program target)
   target_link_libraries(${target} PRIVATE chunkllm::chunkllm chunkllm_program_options)
   set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF)
   if(NOT program_PORTABLE)
-    target_compile_options(${target} PRIVATE ${chunkllm_native_flags})
+    target_compile_options(${target}
+                           PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:${chunkllm_native_flags}>")
   endif()
+endfunction()
+
+if(NOT chunkllm_with_cuda)
+  return()
+endif()
+
+# Users enable CUDA themselves; the project's own device programs need it here.
+if(NOT CMAKE_CUDA_COMPILER)
+  set(CMAKE_CUDA_COMPILER "${CUDAToolkit_NVCC_EXECUTABLE}")
+endif()
+if(NOT CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES "${CHUNKLLM_CUDA_ARCHITECTURES}")
+endif()
+enable_language(CUDA)
+
+# chunkllm_use_cuda(<target>): device sources of a program, built for the chosen architectures.
+function(chunkllm_use_cuda target)
+  target_link_libraries(${target} PRIVATE chunkllm::cuda)
+  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${CHUNKLLM_CUDA_ARCHITECTURES}"
+                                             CUDA_RUNTIME_LIBRARY Static)
+  # Eigen 3.4 marks functions for the device that nvcc says it cannot mark (20011 to 20015).
+  target_compile_options(
+    ${target}
+    PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-lineinfo;--diag-suppress=20011,20012,20013,20014,20015>"
+            "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${CHUNKLLM_WERROR}>>:-Werror=all-warnings>"
+            "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>")
 endfunction()

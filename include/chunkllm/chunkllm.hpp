@@ -38,6 +38,7 @@
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/core/tensor_view.hpp"
 #include "chunkllm/core/thread_pool.hpp"
+#include "chunkllm/core/unroll.hpp"
 #include "chunkllm/core/utf8.hpp"
 #include "chunkllm/eval/boundary_f1.hpp"
 #include "chunkllm/eval/chunk_mass.hpp"

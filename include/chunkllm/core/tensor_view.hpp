@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 
 #include "chunkllm/core/dtype.hpp"
 
@@ -23,7 +24,10 @@ struct MatrixView {
   MatrixView(T* values, std::int64_t num_rows, std::int64_t num_cols, std::int64_t stride)
       : data(values), rows(num_rows), cols(num_cols), row_stride(stride) {}
   /// A view of mutable values is a view of constant ones.
-  operator MatrixView<const T>() const { return {data, rows, cols, row_stride}; }
+  template <typename Mutable>
+  requires(!std::is_const_v<Mutable> && std::is_same_v<const Mutable, T>)
+      MatrixView(const MatrixView<Mutable>& other)
+      : MatrixView(other.data, other.rows, other.cols, other.row_stride) {}
 
   [[nodiscard]] T* row(std::int64_t r) const { return data + r * row_stride; }
   /// Rows [first, first + count).

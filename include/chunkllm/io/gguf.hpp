@@ -79,7 +79,7 @@ class GgufFile {
     CHUNKLLM_ASSIGN_OR_RETURN(MappedFile file, MappedFile::open(path));
     CHUNKLLM_ASSIGN_OR_RETURN(GgufFile result, parse(file.bytes(), path));
     result.file_ = std::move(file);
-    return result;
+    return Result<GgufFile>(std::move(result));
   }
 
   /// Checks a file's bytes, which must outlive the result.

@@ -123,7 +123,7 @@ class SafetensorsFile {
     CHUNKLLM_ASSIGN_OR_RETURN(MappedFile file, MappedFile::open(path));
     CHUNKLLM_ASSIGN_OR_RETURN(SafetensorsFile result, parse(file.bytes(), path));
     result.file_ = std::move(file);
-    return result;
+    return Result<SafetensorsFile>(std::move(result));
   }
 
   /// Checks a file's bytes, which must outlive the result.
@@ -160,7 +160,7 @@ class SafetensorsFile {
                             .duplicate_keys = DuplicateKeys::kRefuse};
     CHUNKLLM_ASSIGN_OR_RETURN(const Json json, parse_json(text, result.origin_, limits));
     CHUNKLLM_RETURN_IF_ERROR(result.read_entries(json, bytes.subspan(reader.position())));
-    return result;
+    return Result<SafetensorsFile>(std::move(result));
   }
 
   [[nodiscard]] bool contains(std::string_view name) const { return find(name) != nullptr; }
@@ -286,14 +286,14 @@ class SafetensorsModel {
       CHUNKLLM_ASSIGN_OR_RETURN(SafetensorsFile file, SafetensorsFile::open(single));
       for (const std::string& name : file.tensor_names()) model.file_of_tensor_.emplace(name, 0);
       model.files_.push_back(std::move(file));
-      return model;
+      return Result<SafetensorsModel>(std::move(model));
     }
     if (::access(index.c_str(), F_OK) != 0) {
       return not_found(folder + ": holds neither model.safetensors nor " +
                        "model.safetensors.index.json");
     }
     CHUNKLLM_RETURN_IF_ERROR(model.open_shards(folder, index));
-    return model;
+    return Result<SafetensorsModel>(std::move(model));
   }
 
   [[nodiscard]] bool contains(std::string_view name) const { return find_file(name) != nullptr; }

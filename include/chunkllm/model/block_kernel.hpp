@@ -8,6 +8,7 @@
 #include "chunkllm/core/dtype.hpp"
 #include "chunkllm/core/simd.hpp"
 #include "chunkllm/core/simd_int8.hpp"
+#include "chunkllm/core/unroll.hpp"
 #include "chunkllm/model/quantized_rows.hpp"
 #include "chunkllm/model/row_block.hpp"
 
@@ -92,7 +93,7 @@ struct NibbleBlock {
     } else {
       minimum = scale * simd::broadcast(-8.0F);
     }
-#pragma GCC unroll 4
+    CHUNKLLM_UNROLL(4)
     for (int i = 0; i < 4; ++i) {
       simd::load_nibble_codes(p + kCodes + 64 * i, codes[i], codes[i + 4]);
     }
@@ -101,7 +102,7 @@ struct NibbleBlock {
   [[gnu::always_inline]] simd::F32x16 add(const std::int8_t* x, const ActivationBlock& block,
                                           simd::F32x16 sum) const {
     simd::I32x16 dots = simd::zero_i32();
-#pragma GCC unroll 8
+    CHUNKLLM_UNROLL(8)
     for (int i = 0; i < 8; ++i) dots = simd::add_dots(codes[i], x + 4 * i, dots);
     sum = simd::multiply_add(simd::to_f32(dots), scale * simd::broadcast(block.scale), sum);
     return simd::multiply_add(minimum, simd::broadcast(block.scaled_sum), sum);
@@ -140,19 +141,19 @@ struct ByteBlock {
   [[gnu::always_inline]] explicit ByteBlock(const std::byte* p) {
     const auto* scales = reinterpret_cast<const Scale*>(p);
     for (int i = 0; i < kNumScales; ++i) scale[i] = simd::load(scales + i * kBlockOutputs);
-#pragma GCC unroll 8
+    CHUNKLLM_UNROLL(8)
     for (int i = 0; i < 8; ++i) codes[i] = simd::load_signed_codes(p + kCodes + 64 * i);
   }
 
   [[gnu::always_inline]] simd::F32x16 add(const std::int8_t* x, const ActivationBlock& block,
                                           simd::F32x16 sum) const {
     const simd::F32x16 activation_scale = simd::broadcast(block.scale);
-#pragma GCC unroll 2
+    CHUNKLLM_UNROLL(2)
     for (int s = 0; s < kNumScales; ++s) {
       simd::I32x16 dots =
           simd::signed_start(kNumScales == 1 ? block.minus_128_sums[0] + block.minus_128_sums[1]
                                              : block.minus_128_sums[s]);
-#pragma GCC unroll 8
+      CHUNKLLM_UNROLL(8)
       for (int i = s * kPerScale; i < (s + 1) * kPerScale; ++i) {
         dots = simd::add_dots(codes[i], x + 4 * i, dots);
       }
@@ -171,7 +172,7 @@ inline void multiply_blocks(const std::byte* blocks, std::int64_t num_blocks,
                             const QuantizedRows& x, std::int64_t first_row, float* out,
                             std::int64_t out_stride) {
   simd::F32x16 sum[Rows];
-#pragma GCC unroll 16
+  CHUNKLLM_UNROLL(16)
   for (int r = 0; r < Rows; ++r) sum[r] = simd::zero();
   const std::int8_t* codes = x.codes(first_row);
   const ActivationBlock* scales = x.blocks(first_row);
@@ -183,13 +184,13 @@ inline void multiply_blocks(const std::byte* blocks, std::int64_t num_blocks,
       }
     }
     const Block block(blocks);
-#pragma GCC unroll 16
+    CHUNKLLM_UNROLL(16)
     for (int r = 0; r < Rows; ++r) {
       sum[r] =
           block.add(codes + r * row_codes + b * kBlockFeatures, scales[r * num_blocks + b], sum[r]);
     }
   }
-#pragma GCC unroll 16
+  CHUNKLLM_UNROLL(16)
   for (int r = 0; r < Rows; ++r) simd::store(out + r * out_stride, sum[r]);
 }
 

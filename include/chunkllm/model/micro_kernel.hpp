@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "chunkllm/core/simd.hpp"
+#include "chunkllm/core/unroll.hpp"
 
 namespace chunkllm::detail {
 
@@ -29,31 +30,31 @@ inline void multiply_tile(const float* a, std::int64_t a_row, std::int64_t a_col
                           const RowOf& b_row, float* c, std::int64_t c_row, std::int64_t depth,
                           bool accumulate) {
   simd::F32x16 sum[Rows][Vectors];
-#pragma GCC unroll 16
+  CHUNKLLM_UNROLL(16)
   for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 4
+    CHUNKLLM_UNROLL(4)
     for (int v = 0; v < Vectors; ++v) {
       sum[r][v] = accumulate ? simd::load(c + r * c_row + v * simd::kLanes) : simd::zero();
     }
   }
   for (std::int64_t k = 0; k < depth; ++k) {
     simd::F32x16 column[Vectors];
-#pragma GCC unroll 4
+    CHUNKLLM_UNROLL(4)
     for (int v = 0; v < Vectors; ++v) {
       column[v] = simd::load(b_row(k) + v * simd::kLanes);
     }
-#pragma GCC unroll 16
+    CHUNKLLM_UNROLL(16)
     for (int r = 0; r < Rows; ++r) {
       const simd::F32x16 x = simd::broadcast(a[r * a_row + k * a_col]);
-#pragma GCC unroll 4
+      CHUNKLLM_UNROLL(4)
       for (int v = 0; v < Vectors; ++v) {
         sum[r][v] = simd::multiply_add(x, column[v], sum[r][v]);
       }
     }
   }
-#pragma GCC unroll 16
+  CHUNKLLM_UNROLL(16)
   for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 4
+    CHUNKLLM_UNROLL(4)
     for (int v = 0; v < Vectors; ++v) {
       simd::store(c + r * c_row + v * simd::kLanes, sum[r][v]);
     }

@@ -87,7 +87,7 @@ class ModelFiles {
       CHUNKLLM_RETURN_IF_ERROR(files.open_gguf());
     }
     CHUNKLLM_RETURN_IF_ERROR(files.check_tensors());
-    return files;
+    return Result<ModelFiles>(std::move(files));
   }
 
   [[nodiscard]] const BackboneConfig& config() const { return config_; }
