@@ -23,10 +23,23 @@ namespace chunkllm::cli {
 /// Called with the tokens read so far; false stops with kInterrupted.
 using Progress = std::function<bool(std::int64_t)>;
 
-/// A `Session` whose KV type is hidden: see there for what the members do.
+/// A session whose KV type and device are hidden: see `Session` for what the members do.
 class AnySession {
  public:
   using HiddenRows = std::function<void(std::int64_t first_token, MatrixView<const float> hidden)>;
+
+  /// The parts of the backbone that scoring needs, wherever it runs.
+  class Backbone {
+   public:
+    explicit Backbone(const AnySession& session) : session_(session) {}
+    [[nodiscard]] const BackboneConfig& config() const { return session_.config(); }
+    void logits(MatrixView<const float> hidden, MatrixView<float> logits, ThreadPool& pool) const {
+      session_.logits(hidden, logits, pool);
+    }
+
+   private:
+    const AnySession& session_;
+  };
 
   AnySession() = default;
   AnySession(const AnySession&) = delete;
@@ -42,13 +55,20 @@ class AnySession {
   virtual void count_attended_from(std::int64_t first_token) = 0;
 
   [[nodiscard]] virtual std::int64_t num_tokens() const = 0;
-  [[nodiscard]] virtual const DecoderBackbone& backbone() const = 0;
+  [[nodiscard]] const Backbone& backbone() const { return backbone_; }
+  [[nodiscard]] virtual const BackboneConfig& config() const = 0;
+  /// Logits of final hidden rows; NaN where the device failed, of which the next call tells.
+  virtual void logits(MatrixView<const float> hidden, MatrixView<float> logits,
+                      ThreadPool& pool) const = 0;
   [[nodiscard]] virtual const AttendedStats& attended() const = 0;
   [[nodiscard]] virtual std::int64_t kv_bytes_per_token() const = 0;
   [[nodiscard]] virtual std::int64_t kv_resident_bytes() const = 0;
   [[nodiscard]] virtual SessionMemory memory() const = 0;
   [[nodiscard]] virtual const ChunkCounters& counters() const = 0;
   [[nodiscard]] virtual std::int64_t num_chunks() const = 0;
+
+ private:
+  Backbone backbone_{*this};
 };
 
 /// All that the program does with keys and values of one type. The templates behind it take long to

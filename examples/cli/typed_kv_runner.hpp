@@ -32,7 +32,13 @@ class TypedSession final : public AnySession {
   }
 
   [[nodiscard]] std::int64_t num_tokens() const override { return session_.num_tokens(); }
-  [[nodiscard]] const DecoderBackbone& backbone() const override { return session_.backbone(); }
+  [[nodiscard]] const BackboneConfig& config() const override {
+    return session_.backbone().config();
+  }
+  void logits(MatrixView<const float> hidden, MatrixView<float> logits,
+              ThreadPool& pool) const override {
+    session_.backbone().logits(hidden, logits, pool);
+  }
   [[nodiscard]] const AttendedStats& attended() const override { return session_.attended(); }
   [[nodiscard]] std::int64_t kv_bytes_per_token() const override {
     return session_.kv_bytes_per_token();

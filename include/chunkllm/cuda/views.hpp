@@ -26,7 +26,7 @@ struct DeviceChunkTable {
 /// Triggers whose sets are chosen in one launch. In decode there is one a sequence; in prefill a
 /// sequence has one for each boundary of the block, and each sees the chunks closed by then alone.
 struct DeviceTriggers {
-  const std::int32_t* tokens = nullptr;     ///< [count] the trigger's position; < 0: no refresh
+  const std::int32_t* tokens = nullptr;      ///< [count] the trigger's position; < 0: no refresh
   const std::int32_t* maybe_seqs = nullptr;  ///< [count] row of the chunk table; null: i is of
                                              ///< sequence i
   std::int32_t count = 0;
@@ -86,6 +86,14 @@ struct DeviceKvView {
            (token - page * page_size) * token_stride;
   }
 };
+
+/// The same cache, for reading.
+template <typename T>
+DeviceKvView<const T> as_const(const DeviceKvView<T>& view) {
+  return {view.keys,        view.values,     view.seq_stride, view.token_stride,
+          view.head_stride, view.page_table, view.max_pages,  view.page_size,
+          view.page_stride, view.rotation,   view.key_scale,  view.value_scale};
+}
 
 /// cos and sin of positions 0, 1, ..., as `RopeTable` lays them out: head_dim / 2 cosines, then
 /// head_dim / 2 sines a row.

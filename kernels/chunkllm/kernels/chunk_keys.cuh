@@ -1,0 +1,489 @@
+// Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "chunkllm/chunk/qk_adapter.hpp"
+#include "chunkllm/core/status.hpp"
+#include "chunkllm/cuda/cuda_status.hpp"
+#include "chunkllm/cuda/views.hpp"
+#include "chunkllm/kernels/primitives.cuh"
+#include "chunkllm/kernels/row_vectors.cuh"
+
+namespace chunkllm::kernels {
+
+/// What `launch_update_chunk_keys` reads and writes: one new token in each sequence of a batch, in
+/// one layer or in all of them.
+///
+/// Layer strides count elements and are not read where `num_layers` is 1. Sequences lie one behind
+/// the other where no stride is named.
+///
+/// \tparam Row     of the rows that feed the scorer: float, __half or __nv_bfloat16
+/// \tparam Key     of the key cache, likewise
+/// \tparam Weight  of the QK Adapter, likewise
+template <typename Row, typename Key, typename Weight = Row>
+struct UpdateChunkKeysArgs {
+  std::int32_t num_layers = 0;
+  std::int32_t row_size = 0;            ///< features that are summed, a multiple of 8
+  std::int32_t key_size = 0;            ///< features of a chunk key; mean keys: row_size
+  std::int32_t num_heads = 0;           ///< scoring heads; read with null weights only
+  std::int32_t num_query_features = 0;  ///< heads times features a head; 0: no queries
+  KeyPooling pooling = KeyPooling::kMean;
+
+  cuda::DeviceChunkTable table;              ///< with the new tokens' boundaries
+  const std::int32_t* num_tokens = nullptr;  ///< [num_seqs] with the new token; 0: not in use
+  /// [num_seqs] >= 0: the sequence wants a query (and its open chunk's key). Null: none does.
+  const std::int32_t* maybe_triggers = nullptr;
+
+  /// [num_layers, num_seqs, row_size] QK Adapter: normed inputs; mean key: keys as cached.
+  const Row* rows = nullptr;
+  std::int64_t row_layer_stride = 0;
+  std::int64_t row_seq_stride = 0;
+  float* open_sums = nullptr;  ///< [num_layers, num_seqs, row_size] in and out
+  std::int64_t sum_layer_stride = 0;
+  Key* keys = nullptr;  ///< [num_layers, num_seqs, table.max_chunks, key_size]
+  std::int64_t key_layer_stride = 0;
+
+  /// Adapter. Null: mean keys, and queries are copied.
+  const Weight* maybe_key_weight = nullptr;    ///< [num_layers, key_size, row_size]
+  const Weight* maybe_query_weight = nullptr;  ///< [num_layers, num_query_features, row_size]
+  const Weight* maybe_null_weight = nullptr;   ///< [num_layers, num_heads, row_size]
+  const float* maybe_null_bias = nullptr;      ///< [num_layers, num_heads]
+
+  /// [num_layers, num_seqs, num_query_features] the backbone's own queries; mean keys only.
+  const Row* maybe_query_rows = nullptr;
+  std::int64_t query_row_layer_stride = 0;
+  std::int64_t query_row_seq_stride = 0;
+
+  /// [num_layers, num_seqs, query_size()]; written where triggered, else left as it is.
+  float* queries = nullptr;
+  std::int64_t query_layer_stride = 0;
+  /// [num_layers, num_seqs, key_size] key of the chunk that is still open at a trigger; left as it
+  /// is where none is, or no trigger. Null: the scorer does not need it.
+  float* maybe_open_keys = nullptr;
+  std::int64_t open_key_layer_stride = 0;
+
+  /// Features of a query, then one null logit a head where there are null weights.
+  [[nodiscard]] std::int32_t query_size() const {
+    return num_query_features + (maybe_null_weight == nullptr ? 0 : num_heads);
+  }
+};
+
+namespace chunk_keys {
+
+/// Threads of the summing kernel. 256 of them take 2048 features: 32 layers x 16 sequences x 4096
+/// features are 1024 blocks, which are all on the chip at once.
+inline constexpr int kSumThreads = 256;
+
+/// Projection: 8 warps, each two outputs at a time, so that an input read from shared memory serves
+/// two weights. A lane has eight loads of 16 bytes on their way, an SM with two blocks 64 KB, three
+/// times what latency times the bandwidth of HBM3 asks for. 32 layers of 128 + 128 outputs are 512
+/// blocks, two full waves on 132 SMs.
+inline constexpr int kProjectThreads = 256;
+inline constexpr int kProjectWarps = kProjectThreads / kWarpSize;
+inline constexpr int kOutputsPerWarp = 2;
+inline constexpr int kOutputsPerBlock = kProjectWarps * kOutputsPerWarp;
+inline constexpr int kProjectBlocksPerSm = 2;
+/// Vectors of eight features that a lane loads of each output before it multiplies.
+template <typename Weight>
+inline constexpr int kLoadsAhead = sizeof(Weight) == 2 ? 4 : 2;
+/// Input features in shared memory at a time: 16 KB.
+inline constexpr int kInputFeatures = 4096;
+
+/// What the newest token of a sequence is to its chunk.
+struct NewestToken {
+  bool in_use;
+  bool is_first;        // of its chunk
+  std::int32_t closed;  // the chunk it closes, or -1
+  float scale;          // on the sum, to make a key of the chunk so far
+  bool triggers;
+};
+
+__device__ inline NewestToken newest_token(const cuda::DeviceChunkTable& table,
+                                           const std::int32_t* num_tokens,
+                                           const std::int32_t* maybe_triggers, KeyPooling pooling,
+                                           std::int32_t seq) {
+  NewestToken newest{false, false, -1, 1.0F, false};
+  const std::int32_t count = num_tokens[seq];
+  newest.in_use = count > 0;
+  if (!newest.in_use) return newest;
+  newest.triggers = maybe_triggers != nullptr && maybe_triggers[seq] >= 0;
+  const std::int32_t* ends = table.ends_of(seq);
+  const std::int32_t num_chunks = table.num_chunks[seq];
+  const std::int32_t last_end = num_chunks == 0 ? 0 : ends[num_chunks - 1];
+  std::int32_t begin = last_end;
+  if (last_end == count) {
+    newest.closed = num_chunks - 1;
+    begin = num_chunks == 1 ? 0 : ends[num_chunks - 2];
+  }
+  newest.is_first = count - 1 == begin;
+  // As the CPU path: a division, then a product.
+  if (pooling == KeyPooling::kMean) {
+    newest.scale = __fdiv_rn(1.0F, static_cast<float>(count - begin));
+  }
+  return newest;
+}
+
+/// Adds the newest rows to the open sums; without an adapter it also writes mean keys and copies
+/// queries. Blocks [0, num_sum_blocks) of x take features of sums, those behind them of queries.
+template <typename Row, typename Key, typename Weight>
+__global__ void __launch_bounds__(kSumThreads)
+    sum_newest_rows_kernel(const __grid_constant__ UpdateChunkKeysArgs<Row, Key, Weight> args,
+                           int num_sum_blocks) {
+  const auto seq = static_cast<std::int32_t>(blockIdx.y);
+  const std::int64_t layer = blockIdx.z;
+  const auto block = static_cast<int>(blockIdx.x);
+
+  if (block >= num_sum_blocks) {
+    const std::int32_t feature =
+        ((block - num_sum_blocks) * kSumThreads + static_cast<std::int32_t>(threadIdx.x)) *
+        kRowVector;
+    if (feature >= args.num_query_features) return;
+    if (args.num_tokens[seq] <= 0 || args.maybe_triggers[seq] < 0) return;
+    RowVector<Row> words;
+    words.load(args.maybe_query_rows + layer * args.query_row_layer_stride +
+               seq * args.query_row_seq_stride + feature);
+    float values[kRowVector];
+    words.widen(values);
+    RowVector<float>::store(args.queries + layer * args.query_layer_stride +
+                                static_cast<std::int64_t>(seq) * args.num_query_features + feature,
+                            values);
+    return;
+  }
+
+  const std::int32_t feature =
+      (block * kSumThreads + static_cast<std::int32_t>(threadIdx.x)) * kRowVector;
+  if (feature >= args.row_size) return;
+  // Row and sum do not wait for the table.
+  RowVector<Row> row_words;
+  RowVector<float> sum_words;
+  row_words.load(args.rows + layer * args.row_layer_stride + seq * args.row_seq_stride + feature);
+  float* sums = args.open_sums + layer * args.sum_layer_stride +
+                static_cast<std::int64_t>(seq) * args.row_size + feature;
+  sum_words.load(sums);
+  const NewestToken newest =
+      newest_token(args.table, args.num_tokens, args.maybe_triggers, args.pooling, seq);
+  if (!newest.in_use) return;
+  const bool replace = newest.is_first || args.pooling == KeyPooling::kEndToken;
+  float row[kRowVector];
+  float sum[kRowVector];
+  row_words.widen(row);
+  sum_words.widen(sum);
+#pragma unroll
+  for (int j = 0; j < kRowVector; ++j) sum[j] = replace ? row[j] : __fadd_rn(sum[j], row[j]);
+  RowVector<float>::store(sums, sum);
+
+  if (args.maybe_key_weight != nullptr) return;
+  const bool makes_open_key =
+      newest.closed < 0 && newest.triggers && args.maybe_open_keys != nullptr;
+  if (newest.closed < 0 && !makes_open_key) return;
+#pragma unroll
+  for (int j = 0; j < kRowVector; ++j) sum[j] = __fmul_rn(sum[j], newest.scale);
+  if (newest.closed >= 0) {
+    const std::int64_t chunk =
+        static_cast<std::int64_t>(seq) * args.table.max_chunks + newest.closed;
+    RowVector<Key>::store(
+        args.keys + layer * args.key_layer_stride + chunk * args.row_size + feature, sum);
+  } else {
+    RowVector<float>::store(args.maybe_open_keys + layer * args.open_key_layer_stride +
+                                static_cast<std::int64_t>(seq) * args.row_size + feature,
+                            sum);
+  }
+}
+
+/// Input features in shared memory: two planes of four features each, so that neighbouring lanes,
+/// which take eight features each, read neighbouring 16 bytes.
+struct InputTile {
+  float4 planes[2][kInputFeatures / kRowVector];
+
+  /// By the whole block; `count` is a multiple of 8.
+  template <typename T>
+  __device__ void load(const T* from, std::int32_t count) {
+    for (std::int32_t i = static_cast<std::int32_t>(threadIdx.x); i < count / kRowVector;
+         i += kProjectThreads) {
+      RowVector<T> words;
+      words.load(from + i * kRowVector);
+      float v[kRowVector];
+      words.widen(v);
+      planes[0][i] = {v[0], v[1], v[2], v[3]};
+      planes[1][i] = {v[4], v[5], v[6], v[7]};
+    }
+  }
+};
+
+/// Adds to each sum what `count` features of its weight row and of the input give; the lanes' sums
+/// are not joined.
+template <typename Weight>
+__device__ inline void multiply_tile(const Weight* const (&weights)[kOutputsPerWarp],
+                                     const InputTile& input, std::int32_t count,
+                                     float (&sums)[kOutputsPerWarp]) {
+  const std::int32_t num_vectors = count / kRowVector;
+  const auto lane = static_cast<std::int32_t>(threadIdx.x) % kWarpSize;
+#pragma unroll 1  // more registers would only spill
+  for (std::int32_t first = lane; first < num_vectors; first += kLoadsAhead<Weight> * kWarpSize) {
+    RowVector<Weight> words[kLoadsAhead<Weight>][kOutputsPerWarp];
+#pragma unroll
+    for (int u = 0; u < kLoadsAhead<Weight>; ++u) {
+      const std::int32_t at = first + u * kWarpSize;
+      if (at >= num_vectors) continue;
+#pragma unroll
+      for (int o = 0; o < kOutputsPerWarp; ++o) words[u][o].load_once(weights[o] + at * kRowVector);
+    }
+#pragma unroll
+    for (int u = 0; u < kLoadsAhead<Weight>; ++u) {
+      const std::int32_t at = first + u * kWarpSize;
+      if (at >= num_vectors) continue;
+      const float4 low = input.planes[0][at];
+      const float4 high = input.planes[1][at];
+      const float x[kRowVector] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+      for (int o = 0; o < kOutputsPerWarp; ++o) {
+        float w[kRowVector];
+        words[u][o].widen(w);
+#pragma unroll
+        for (int j = 0; j < kRowVector; ++j) sums[o] = fmaf(w[j], x[j], sums[o]);
+      }
+    }
+  }
+}
+
+/// Multiplies the adapter's weights with the sums of sequences that need a key and with the newest
+/// rows of those that need a query.
+///
+/// A block has `kOutputsPerBlock` outputs of one layer and takes all sequences that need them, one
+/// after the other: their weights then come from the L2 cache. Where none does it ends at once.
+/// Blocks [0, num_key_blocks) of x make keys, those behind them queries and null logits.
+template <typename Row, typename Key, typename Weight>
+__global__ void __launch_bounds__(kProjectThreads, kProjectBlocksPerSm)
+    project_newest_kernel(const __grid_constant__ UpdateChunkKeysArgs<Row, Key, Weight> args,
+                          int num_key_blocks) {
+  __shared__ InputTile input;
+  __shared__ NewestToken newest[kProjectThreads];
+  const std::int64_t layer = blockIdx.y;
+  const auto thread = static_cast<std::int32_t>(threadIdx.x);
+  const bool makes_keys = static_cast<int>(blockIdx.x) < num_key_blocks;
+  const std::int32_t block =
+      static_cast<std::int32_t>(blockIdx.x) - (makes_keys ? 0 : num_key_blocks);
+  const std::int32_t num_nulls = args.maybe_null_weight == nullptr ? 0 : args.num_heads;
+  const std::int32_t num_outputs = makes_keys ? args.key_size : args.num_query_features + num_nulls;
+
+  const std::int64_t row_size = args.row_size;
+  std::int32_t outputs[kOutputsPerWarp];
+  const Weight* weights[kOutputsPerWarp];
+#pragma unroll
+  for (int o = 0; o < kOutputsPerWarp; ++o) {
+    outputs[o] = block * kOutputsPerBlock + thread / kWarpSize * kOutputsPerWarp + o;
+    // Warps behind the last output read its weights once more and write nothing.
+    const std::int32_t row = min(outputs[o], num_outputs - 1);
+    if (makes_keys) {
+      weights[o] = args.maybe_key_weight + (layer * args.key_size + row) * row_size;
+    } else if (row < args.num_query_features) {
+      weights[o] = args.maybe_query_weight + (layer * args.num_query_features + row) * row_size;
+    } else {
+      weights[o] = args.maybe_null_weight +
+                   (layer * args.num_heads + row - args.num_query_features) * row_size;
+    }
+  }
+
+  for (std::int32_t first_seq = 0; first_seq < args.table.num_seqs; first_seq += kProjectThreads) {
+    const std::int32_t num_seqs = min(kProjectThreads, args.table.num_seqs - first_seq);
+    bool is_needed = false;
+    if (thread < num_seqs) {
+      const NewestToken token = newest_token(args.table, args.num_tokens, args.maybe_triggers,
+                                             args.pooling, first_seq + thread);
+      const bool open_key = token.triggers && args.maybe_open_keys != nullptr;
+      is_needed = token.in_use && (makes_keys ? token.closed >= 0 || open_key : token.triggers);
+      newest[thread] = token;
+      newest[thread].in_use = is_needed;
+    }
+    if (__syncthreads_or(is_needed ? 1 : 0) == 0) continue;
+
+    for (std::int32_t s = 0; s < num_seqs; ++s) {
+      if (!newest[s].in_use) continue;  // the same for the whole block
+      const std::int64_t seq = first_seq + s;
+      float sums[kOutputsPerWarp] = {};
+      for (std::int32_t from = 0; from < args.row_size; from += kInputFeatures) {
+        const std::int32_t count = min(kInputFeatures, args.row_size - from);
+        __syncthreads();  // the last tile has been read
+        if (makes_keys) {
+          input.load(args.open_sums + layer * args.sum_layer_stride + seq * row_size + from, count);
+        } else {
+          input.load(args.rows + layer * args.row_layer_stride + seq * args.row_seq_stride + from,
+                     count);
+        }
+        __syncthreads();
+        const Weight* tile_weights[kOutputsPerWarp];
+#pragma unroll
+        for (int o = 0; o < kOutputsPerWarp; ++o) tile_weights[o] = weights[o] + from;
+        multiply_tile(tile_weights, input, count, sums);
+      }
+#pragma unroll
+      for (int o = 0; o < kOutputsPerWarp; ++o) {
+        float value = warp_sum(sums[o]);
+        const std::int32_t output = outputs[o];
+        if (thread % kWarpSize != 0 || output >= num_outputs) continue;
+        if (makes_keys) {
+          value *= newest[s].scale;
+          if (newest[s].closed >= 0) {
+            const std::int64_t chunk = seq * args.table.max_chunks + newest[s].closed;
+            args.keys[layer * args.key_layer_stride + chunk * args.key_size + output] =
+                row_from_float<Key>(value);
+          } else {
+            args.maybe_open_keys[layer * args.open_key_layer_stride + seq * args.key_size +
+                                 output] = value;
+          }
+          continue;
+        }
+        if (output >= args.num_query_features && args.maybe_null_bias != nullptr) {
+          value += args.maybe_null_bias[layer * args.num_heads + output - args.num_query_features];
+        }
+        args.queries[layer * args.query_layer_stride + seq * num_outputs + output] = value;
+      }
+    }
+    __syncthreads();  // `newest` has been read
+  }
+}
+
+template <typename Row, typename Key, typename Weight>
+Status validate(const UpdateChunkKeysArgs<Row, Key, Weight>& args) {
+  const auto refuse = [](const std::string& what) {
+    return invalid_argument("update_chunk_keys: " + what);
+  };
+  constexpr std::int32_t kMostInGrid = 65535;
+  const bool has_adapter = args.maybe_key_weight != nullptr;
+  if (args.num_layers < 0 || args.num_layers > kMostInGrid || args.table.num_seqs < 0 ||
+      args.table.num_seqs > kMostInGrid || args.table.max_chunks < 0) {
+    return refuse("there are " + std::to_string(args.num_layers) + " layers and " +
+                  std::to_string(args.table.num_seqs) + " sequences of " +
+                  std::to_string(args.table.max_chunks) +
+                  " chunks, expected at most 65535 layers and sequences and no negative number");
+  }
+  if (args.num_layers == 0 || args.table.num_seqs == 0) return {};
+  if (args.row_size < kRowVector || args.row_size % kRowVector != 0) {
+    return refuse("row_size is " + std::to_string(args.row_size) + ", expected a multiple of 8");
+  }
+  if (args.key_size < 1 || (!has_adapter && args.key_size != args.row_size)) {
+    return refuse("key_size is " + std::to_string(args.key_size) + ", expected row_size, " +
+                  std::to_string(args.row_size) + ", for mean keys and at least 1 with an adapter");
+  }
+  if (args.num_query_features < 0 || args.num_heads < 0 ||
+      (!has_adapter && args.num_query_features % kRowVector != 0)) {
+    return refuse("there are " + std::to_string(args.num_query_features) +
+                  " query features, expected a multiple of 8 for mean keys, and " +
+                  std::to_string(args.num_heads) + " heads, expected no negative number");
+  }
+  if (args.num_tokens == nullptr || args.table.ends == nullptr ||
+      args.table.num_chunks == nullptr || args.rows == nullptr || args.open_sums == nullptr ||
+      args.keys == nullptr) {
+    return refuse("num_tokens, the chunk table, rows, open_sums and keys must not be null");
+  }
+  const bool has_query_source =
+      has_adapter ? args.maybe_query_weight != nullptr && args.maybe_query_rows == nullptr
+                  : args.maybe_query_rows != nullptr && args.maybe_query_weight == nullptr;
+  if (args.num_query_features > 0 &&
+      (!has_query_source || args.queries == nullptr || args.maybe_triggers == nullptr)) {
+    return refuse(
+        "queries need triggers, room, and either query weights beside key weights or query rows "
+        "without them");
+  }
+  if (args.maybe_null_weight != nullptr &&
+      (!has_adapter || args.num_query_features == 0 || args.num_heads == 0)) {
+    return refuse("null weights need an adapter with queries and num_heads");
+  }
+  if (args.maybe_open_keys != nullptr && args.maybe_triggers == nullptr) {
+    return refuse("open keys need triggers");
+  }
+  const bool one_layer = args.num_layers == 1;
+  const auto layer_stride = [&](std::int64_t stride) { return one_layer ? 0 : stride; };
+  const std::int64_t num_seqs = args.table.num_seqs;
+  const bool strides_hold =
+      (num_seqs == 1 || args.row_seq_stride >= args.row_size) &&
+      (one_layer ||
+       (args.sum_layer_stride >= num_seqs * args.row_size &&
+        args.key_layer_stride >= num_seqs * args.table.max_chunks * args.key_size &&
+        (args.num_query_features == 0 || args.query_layer_stride >= num_seqs * args.query_size()) &&
+        (args.maybe_open_keys == nullptr ||
+         args.open_key_layer_stride >= num_seqs * args.key_size)));
+  if (!strides_hold) {
+    return refuse("strides are smaller than what they step over");
+  }
+  bool aligned = rows_are_aligned(args.rows, layer_stride(args.row_layer_stride)) &&
+                 rows_are_aligned(args.rows, num_seqs == 1 ? 0 : args.row_seq_stride) &&
+                 rows_are_aligned(args.open_sums, layer_stride(args.sum_layer_stride)) &&
+                 rows_are_aligned(args.maybe_key_weight) &&
+                 rows_are_aligned(args.maybe_query_weight) &&
+                 rows_are_aligned(args.maybe_null_weight);
+  if (!has_adapter) {
+    aligned = aligned && rows_are_aligned(args.keys, layer_stride(args.key_layer_stride)) &&
+              rows_are_aligned(args.maybe_open_keys, layer_stride(args.open_key_layer_stride));
+    if (args.num_query_features > 0) {
+      aligned =
+          aligned &&
+          rows_are_aligned(args.maybe_query_rows, layer_stride(args.query_row_layer_stride)) &&
+          rows_are_aligned(args.maybe_query_rows, num_seqs == 1 ? 0 : args.query_row_seq_stride) &&
+          rows_are_aligned(args.queries, layer_stride(args.query_layer_stride));
+    }
+  }
+  if (!aligned) {
+    return refuse(
+        "rows, sums, weights and, for mean keys, keys, queries and open keys must begin at "
+        "multiples of 16 bytes");
+  }
+  return {};
+}
+
+}  // namespace chunk_keys
+
+/// Takes the newest token of each sequence into its open chunk, in all layers given: adds its row
+/// to the sum, makes the key of a chunk that it closes, and the query of a trigger.
+///
+/// Call it behind `launch_detect_boundaries`, whose table already holds a chunk that ends with the
+/// token. The first row of a chunk replaces the sum, so sums need no clearing. A key is the sum
+/// divided by the chunk's length, through the adapter's key weights where there are any:
+/// k' = (Wk sum) / len, as `QkAdapter` and `MeanKeyScorer`. With an adapter the query is Wq x, then
+/// n . x + n0 a head; else the given query row. Where `maybe_open_keys` is given (scorers whose
+/// null class counts the open chunk), a trigger also writes the key of the chunk that is open
+/// behind it. A sequence that is not in use (0 tokens) is not touched.
+///
+/// Numerics: sums in f32, token by token, a feature on its own: with f32 rows the same bits as on
+/// the CPU. Projections in f32 multiply-adds, in an order that depends on row_size alone. Keys
+/// round to nearest, ties to even. NaN and infinities pass through. Deterministic.
+/// Cost: sums read and written, rows read; where a chunk closes its key weights, where triggered
+/// the query weights, at memory speed. One launch for mean keys, two with an adapter, the second
+/// of which ends at once where no sequence needs it.
+///
+/// Errors: kInvalidArgument for sizes, strides, missing or misaligned arrays; kDeviceError from the
+///         launch.
+/// Source: ChunkLLM, arXiv 2510.02361 (adapters beside Q and K); mean pooling is ours.
+template <typename Row, typename Key, typename Weight>
+Status launch_update_chunk_keys(const UpdateChunkKeysArgs<Row, Key, Weight>& args,
+                                cudaStream_t stream) {
+  static_assert(kIsRowType<Row> && kIsRowType<Key> && kIsRowType<Weight>,
+                "rows, keys and weights are float, __half or __nv_bfloat16");
+  CHUNKLLM_RETURN_IF_ERROR(chunk_keys::validate(args));
+  if (args.num_layers == 0 || args.table.num_seqs == 0) return {};
+  const auto num_layers = static_cast<unsigned>(args.num_layers);
+  const auto num_seqs = static_cast<unsigned>(args.table.num_seqs);
+  constexpr int kSumFeatures = chunk_keys::kSumThreads * kRowVector;
+  const bool has_adapter = args.maybe_key_weight != nullptr;
+  const int num_sum_blocks = ceil_div(args.row_size, kSumFeatures);
+  const int num_copy_blocks = has_adapter ? 0 : ceil_div(args.num_query_features, kSumFeatures);
+  const dim3 sum_grid(static_cast<unsigned>(num_sum_blocks + num_copy_blocks), num_seqs,
+                      num_layers);
+  chunk_keys::sum_newest_rows_kernel<<<sum_grid, chunk_keys::kSumThreads, 0, stream>>>(
+      args, num_sum_blocks);
+  CHUNKLLM_RETURN_IF_ERROR(cuda::launch_status("sum_newest_rows_kernel"));
+  if (!has_adapter) return {};
+
+  const int num_key_blocks = ceil_div(args.key_size, chunk_keys::kOutputsPerBlock);
+  const int num_query_blocks =
+      args.num_query_features == 0 ? 0 : ceil_div(args.query_size(), chunk_keys::kOutputsPerBlock);
+  const dim3 grid(static_cast<unsigned>(num_key_blocks + num_query_blocks), num_layers);
+  chunk_keys::project_newest_kernel<<<grid, chunk_keys::kProjectThreads, 0, stream>>>(
+      args, num_key_blocks);
+  return cuda::launch_status("project_newest_kernel");
+}
+
+}  // namespace chunkllm::kernels

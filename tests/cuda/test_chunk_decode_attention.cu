@@ -1,0 +1,542 @@
+// Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
+#include "chunkllm/kernels/chunk_decode_attention.cuh"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "chunkllm/chunk/chunk_attention.hpp"
+#include "cuda/support/decode_problem.cuh"
+#include "cuda/support/device.hpp"
+#include "support/compare.hpp"
+
+namespace chunkllm::kernels {
+namespace {
+
+using testing::DeviceBuffer;
+using testing::succeeds;
+using namespace testing::decode;
+
+template <typename T_, typename Kv_>
+struct Types {
+  using T = T_;
+  using Kv = Kv_;
+};
+template <typename Param>
+class ChunkDecodeAttention : public testing::DeviceTest {
+ protected:
+  using T = typename Param::T;
+  using Kv = typename Param::Kv;
+  void run_and_check(const Shape& shape, const std::vector<Sequence>& seqs) {
+    Problem<T, Kv> problem(shape, seqs, seed());
+    problem.upload();
+    problem.check(problem.run(stream_));
+  }
+};
+using AllTypes = ::testing::Types<Types<Bf16, Bf16>, Types<__half, __half>, Types<Bf16, Fp8>>;
+TYPED_TEST_SUITE(ChunkDecodeAttention, AllTypes);
+#define RUN(...) ASSERT_NO_FATAL_FAILURE(this->run_and_check(__VA_ARGS__))
+
+TYPED_TEST(ChunkDecodeAttention, HeadSizesAndRatiosEqualTheOracle) {
+  const std::vector<Sequence> seqs = some_of({1, 15, 16, 17, 0, 63, 64, 65, 150});
+  for (const std::int32_t head_dim : {64, 96, 128, 256}) {
+    for (const std::int32_t ratio : {1, 2, 3, 4, 5, 7, 8, 9, 16}) {
+      Shape shape;
+      shape.num_kv_heads = ratio < 4 ? 3 : 1;
+      shape.num_heads = ratio * shape.num_kv_heads;
+      shape.head_dim = head_dim;
+      RUN(shape, seqs);
+    }
+  }
+}
+
+TYPED_TEST(ChunkDecodeAttention, PagesAndStridesEqualTheOracle) {
+  for (const std::int32_t page_size : {0, 1, 16, 48, 64}) {
+    for (const bool head_major : {false, true}) {
+      Shape shape;
+      shape.head_dim = 128;
+      shape.page_size = page_size;
+      shape.head_major = head_major;
+      RUN(shape, some_of({200, 33, 0, 64, 7}));
+    }
+  }
+}
+
+TYPED_TEST(ChunkDecodeAttention, TurnedKeysAndQueriesEqualTheOracle) {
+  for (const std::int32_t head_dim : {64, 96, 128, 256}) {
+    for (const std::int32_t num_heads : {8, 20}) {
+      for (int kind = 0; kind < 8; ++kind) {
+        Shape shape;
+        shape.head_dim = head_dim;
+        shape.num_heads = num_heads;
+        shape.q_rotation = (kind & 1) != 0 ? Rotation::kNone : Rotation::kAtTokenPosition;
+        shape.k_rotation = (kind & 2) != 0 ? Rotation::kNone : Rotation::kAtTokenPosition;
+        shape.positions = (kind & 4) != 0 ? Positions::kInCache : Positions::kOriginal;
+        shape.page_size = kind % 3 == 0 ? 16 : 0;
+        RUN(shape, some_of({90, 1, 17}));
+      }
+    }
+  }
+}
+
+TYPED_TEST(ChunkDecodeAttention, WindowsHideTheOldest) {
+  for (const std::int32_t window : {1, 15, 16, 17, 40, 1000}) {
+    for (const Positions positions : {Positions::kOriginal, Positions::kInCache}) {
+      Shape shape;
+      shape.window = window;
+      shape.positions = positions;
+      RUN(shape, some_of({130, 16, 3}));
+    }
+  }
+}
+
+TYPED_TEST(ChunkDecodeAttention, ScalesOfKeysAndValuesCount) {
+  Shape shape;
+  shape.key_scale = 0.5F;
+  shape.value_scale = 2.25F;
+  RUN(shape, some_of({100, 5}));
+}
+
+TYPED_TEST(ChunkDecodeAttention, ManyRaggedSequencesShareOneLaunch) {
+  std::vector<std::int32_t> lengths;
+  for (std::int32_t s = 0; s < 100; ++s) lengths.push_back(s % 9 == 4 ? 0 : s * 29 % 83);
+  Shape shape;
+  shape.num_heads = 4;
+  RUN(shape, some_of(lengths));
+}
+
+TYPED_TEST(ChunkDecodeAttention, ManyBlocksShareAPair) {
+  Shape shape;
+  shape.num_heads = 9;
+  shape.num_kv_heads = 3;
+  shape.head_dim = 128;
+  shape.page_size = 64;
+  RUN(shape, some_of({3001, 40, 1500}));
+}
+
+TYPED_TEST(ChunkDecodeAttention, DenseHasTheBitsOfEverythingListed) {
+  using T = typename TypeParam::T;
+  using Kv = typename TypeParam::Kv;
+  Sequence seq;
+  seq.num_tokens = 1000;
+  Problem<T, Kv> problem(Shape{}, {seq}, this->seed());
+  problem.upload();
+  const Outputs dense = problem.run(this->stream_);
+  for (const std::int32_t tail_begin : {1, 500, 999}) {
+    problem.seqs[0].tail_begin = tail_begin;
+    problem.seqs[0].span_tokens.resize(static_cast<std::size_t>(tail_begin));
+    std::iota(problem.seqs[0].span_tokens.begin(), problem.seqs[0].span_tokens.end(), 0);
+    problem.capacity = tail_begin + 3;
+    problem.upload();
+    EXPECT_TRUE(same_bits(dense, problem.run(this->stream_))) << "tail begins at " << tail_begin;
+  }
+}
+
+TYPED_TEST(ChunkDecodeAttention, TwoRunsAgreeAndTheWorkspaceIsReadyAgain) {
+  using T = typename TypeParam::T;
+  using Kv = typename TypeParam::Kv;
+  Problem<T, Kv> problem(Shape{}, some_of({2500, 100, 0, 700}), this->seed());
+  problem.upload();
+  const Outputs first = problem.run(this->stream_);
+  for (int i = 0; i < 5; ++i) EXPECT_TRUE(same_bits(first, problem.run(this->stream_)));
+  const std::vector<std::uint8_t> bytes = problem.d_workspace->download();
+  const std::size_t counters = 4U * 4U * 8U;  // [num_seqs, num_heads] int32 at the end
+  for (std::size_t i = bytes.size() - counters; i < bytes.size(); ++i) ASSERT_EQ(bytes[i], 0) << i;
+}
+
+template <typename T>
+__global__ void keep_and_grow_kernel(const T* out, T* history, std::int32_t size,
+                                     std::int32_t* num_tokens, std::int32_t first) {
+  const std::int32_t row = *num_tokens - first;
+  for (std::int32_t i = static_cast<std::int32_t>(threadIdx.x); i < size; i += 256) {
+    history[row * size + i] = out[i];
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) *num_tokens += 1;
+}
+
+TYPED_TEST(ChunkDecodeAttention, ACapturedLaunchServesAGrowingSequence) {
+  using T = typename TypeParam::T;
+  using Kv = typename TypeParam::Kv;
+  constexpr std::int32_t kFirst = 340;
+  constexpr std::int32_t kReplays = 40;
+  Problem<T, Kv> problem(Shape{}, {some_of(kFirst + kReplays)}, this->seed());
+  problem.seqs[0].num_tokens = kFirst;
+  problem.upload();
+  const std::size_t size = problem.q.size();
+  const DeviceBuffer<T> history(size * kReplays);
+  const auto step = [&](cudaStream_t stream) -> Status {
+    CHUNKLLM_RETURN_IF_ERROR(launch_chunk_decode_attention(problem.args(), stream));
+    keep_and_grow_kernel<<<1, 256, 0, stream>>>(problem.d_out->data(), history.data(),
+                                                static_cast<std::int32_t>(size),
+                                                problem.d_lengths->data(), kFirst);
+    return cuda::launch_status("keep_and_grow_kernel");
+  };
+  this->replay_as_graph(step, kReplays);
+  const std::vector<float> got = testing::widened(history.download());
+  for (std::int32_t i = 0; i < kReplays; ++i) {
+    problem.seqs[0].num_tokens = kFirst + i;
+    problem.d_lengths->upload(std::vector<std::int32_t>{kFirst + i});
+    const Outputs want = problem.run(this->stream_);
+    ASSERT_EQ(std::memcmp(want.out.data(), got.data() + static_cast<std::size_t>(i) * size,
+                          size * sizeof(float)),
+              0)
+        << "replay " << i;
+    if (i % 13 == 0) problem.check(want);
+  }
+}
+
+TYPED_TEST(ChunkDecodeAttention, TwoStreamsWithTheirOwnWorkspacesAgree) {
+  using T = typename TypeParam::T;
+  using Kv = typename TypeParam::Kv;
+  Problem<T, Kv> a(Shape{}, some_of({2000, 300}), this->seed());
+  Problem<T, Kv> b(Shape{}, some_of({900, 1700, 40}), this->seed() + 9);
+  a.upload();
+  b.upload();
+  cudaStream_t other = nullptr;
+  ASSERT_TRUE(succeeds(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking)));
+  for (int i = 0; i < 20; ++i) {
+    ASSERT_TRUE(succeeds(launch_chunk_decode_attention(a.args(), this->stream_)));
+    ASSERT_TRUE(succeeds(launch_chunk_decode_attention(b.args(), other)));
+  }
+  a.check(a.outputs());
+  b.check(b.outputs());
+  ASSERT_TRUE(succeeds(cudaStreamDestroy(other)));
+}
+
+TYPED_TEST(ChunkDecodeAttention, NanReachesWhatAttendsIt) {
+  using T = typename TypeParam::T;
+  using Kv = typename TypeParam::Kv;
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  const Shape shape;  // 8 heads, groups of 4, head_dim 64
+  enum Where { kQuery, kKey, kValue };
+  for (const Where where : {kQuery, kKey, kValue}) {
+    Problem<T, Kv> problem(shape, some_of({400, 300}), this->seed());
+    const auto token = static_cast<std::int32_t>(problem.seqs[1].attended()[77]);
+    if (where == kQuery) problem.q[(8 + 5) * 64 + 9] = stored<T>(kNan);
+    if (where == kKey) problem.keys[problem.place(1, token, 64 + 9)] = stored<Kv>(kNan);
+    if (where == kValue) problem.values[problem.place(1, token, 64 + 9)] = stored<Kv>(kNan);
+    problem.upload();
+    const Outputs got = problem.run(this->stream_);
+    for (std::size_t i = 0; i < got.out.size(); ++i) {
+      const std::size_t head = i / 64;
+      const bool wanted = where == kQuery ? head == 8 + 5
+                          : where == kKey ? head >= 8 + 4
+                                          : head >= 8 + 4 && i % 64 == 9;
+      ASSERT_EQ(std::isnan(got.out[i]), wanted)
+          << "head " << head << " of both sequences, dimension " << i % 64 << ", NaN in " << where;
+    }
+  }
+}
+
+TEST(ChunkDecodeAttentionArgs, WhatIsNotSupportedIsRefused) {
+  const auto code = [](const auto& change) {
+    DecodeAttentionArgs<Bf16, Bf16> args;
+    auto* const place = reinterpret_cast<Bf16*>(std::uintptr_t{4096});
+    auto* const ints = reinterpret_cast<std::int32_t*>(std::uintptr_t{4096});
+    args.q = args.out = place;
+    args.kv.keys = args.kv.values = place;
+    args.kv.token_stride = 256;
+    args.kv.head_stride = 128;
+    args.sets = {ints, ints, ints, 1, 8};
+    args.num_tokens = ints;
+    args.num_seqs = 1;
+    args.num_heads = 8;
+    args.num_kv_heads = 2;
+    args.head_dim = 128;
+    args.workspace = place;
+    args.workspace_bytes = std::size_t{1} << 40;
+    change(args);
+    return launch_chunk_decode_attention(args, nullptr).code();
+  };
+  using Args = DecodeAttentionArgs<Bf16, Bf16>;
+  constexpr auto kUnsupported = StatusCode::kUnsupported;
+  constexpr auto kInvalid = StatusCode::kInvalidArgument;
+  EXPECT_EQ(code([](Args& a) { a.head_dim = 80; }), kUnsupported);
+  EXPECT_EQ(code([](Args& a) { a.num_heads = 34; }), kUnsupported);
+  EXPECT_EQ(code([](Args& a) { a.num_heads = 7; }), kUnsupported);
+  EXPECT_EQ(code([](Args& a) { a.num_kv_heads = 0; }), kUnsupported);
+  EXPECT_EQ(code([](Args& a) { a.num_seqs = -1; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.window = -1; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.num_seqs = 2; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.q = nullptr; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.num_tokens = nullptr; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.q += 1; }), kUnsupported);
+  EXPECT_EQ(code([](Args& a) { a.out += 4; }), kUnsupported);
+  EXPECT_EQ(code([](Args& a) { a.kv.keys += 7; }), kUnsupported);
+  EXPECT_EQ(code([](Args& a) { a.kv.token_stride = 132; }), kUnsupported);
+  EXPECT_EQ(code([](Args& a) { a.kv.rotation = Rotation::kNone; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.positions = Positions::kInCache; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.workspace = nullptr; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) {
+              a.kv.page_table = a.num_tokens;
+              a.kv.page_size = 0;
+            }),
+            kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.num_seqs = 0; }), StatusCode::kOk);
+}
+
+TYPED_TEST(ChunkDecodeAttention, RowsMayLieInsideLargerOnes) {
+  using T = typename TypeParam::T;
+  using Kv = typename TypeParam::Kv;
+  Problem<T, Kv> problem(Shape{}, some_of({70, 0, 33}), this->seed());
+  problem.upload();
+  const Outputs dense = problem.run(this->stream_);
+  constexpr std::size_t kWidth = 8 * 64;
+  constexpr std::size_t kInRow = 3 * kWidth;
+  constexpr std::size_t kOutRow = kWidth + 8;
+  std::vector<T> rows(3 * kInRow, stored<T>(std::numeric_limits<float>::quiet_NaN()));
+  for (std::size_t s = 0; s < 3; ++s) {
+    std::copy_n(problem.q.begin() + static_cast<std::ptrdiff_t>(s * kWidth), kWidth,
+                rows.begin() + static_cast<std::ptrdiff_t>(s * kInRow));
+  }
+  const DeviceBuffer<T> q(rows);
+  const DeviceBuffer<T> out(2 * kOutRow + kWidth);
+  auto args = problem.args();
+  args.q = q.data();
+  args.q_stride = kInRow;
+  args.out = out.data();
+  args.out_stride = kOutRow;
+  args.maybe_lse = nullptr;
+  ASSERT_TRUE(succeeds(launch_chunk_decode_attention(args, this->stream_)));
+  const std::vector<float> got = testing::widened(out.download());
+  EXPECT_TRUE(out.intact());
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const std::size_t s = i / kOutRow;
+    const std::size_t column = i % kOutRow;
+    if (s == 1 || column >= kWidth) {
+      ASSERT_TRUE(std::isnan(got[i])) << "sequence " << s << ", column " << column;
+    } else {
+      ASSERT_EQ(got[i], dense.out[s * kWidth + column]) << "sequence " << s << ", " << column;
+    }
+  }
+}
+
+TYPED_TEST(ChunkDecodeAttention, InfiniteScoresGiveNanAndOtherHeadsStayFinite) {
+  using T = typename TypeParam::T;
+  using Kv = typename TypeParam::Kv;
+  Problem<T, Kv> problem(Shape{}, {some_of(200)}, this->seed());
+  problem.q[3 * 64 + 1] = stored<T>(std::numeric_limits<float>::infinity());
+  problem.upload();
+  const Outputs got = problem.run(this->stream_);
+  for (std::size_t i = 0; i < got.out.size(); ++i) {
+    ASSERT_EQ(std::isnan(got.out[i]), i / 64 == 3) << "head " << i / 64;
+  }
+}
+
+TYPED_TEST(ChunkDecodeAttention, EqualsTheHostPath) {
+  using T = typename TypeParam::T;
+  using Kv = typename TypeParam::Kv;
+  if constexpr (sizeof(Kv) == 2) {
+    using Host = std::conditional_t<std::is_same_v<Kv, __half>, F16, BF16>;
+    ThreadPool pool(1);
+    for (const Positions positions : {Positions::kOriginal, Positions::kInCache}) {
+      Shape shape;
+      shape.head_dim = 128;
+      shape.page_size = 16;
+      shape.window = 300;
+      shape.positions = positions;
+      shape.k_rotation =
+          positions == Positions::kInCache ? Rotation::kNone : Rotation::kAtTokenPosition;
+      Problem<T, Kv> problem(shape, {some_of(600)}, this->seed());
+      problem.upload();
+      const Outputs got = problem.run(this->stream_);
+
+      const Sequence& seq = problem.seqs[0];
+      AttendedSet set;
+      set.tail_begin = seq.tail_begin;
+      for (const std::int32_t token : seq.span_tokens) {
+        if (set.spans.empty() || set.spans.back().end != token) set.spans.push_back({token, token});
+        set.spans.back().end = token + 1;
+      }
+      BackboneConfig config;
+      config.head_dim = shape.head_dim;
+      RopeFrequencies frequencies(config);
+      for (std::size_t i = 0; i < frequencies.inverse_wavelength.size(); ++i) {
+        frequencies.inverse_wavelength[i] =
+            static_cast<float>(frequency(static_cast<std::int64_t>(i)));
+      }
+      const RopeTable rope(frequencies, 0, problem.rope_count);
+      const AttentionTile tile{0, 1, &set};
+      const std::vector<float> q = testing::widened(problem.q);
+      std::vector<float> out(q.size());
+      std::vector<float> lse(static_cast<std::size_t>(shape.num_heads));
+      const auto width = static_cast<std::int64_t>(q.size());
+      ChunkAttentionArgs<Host> args;
+      args.q = {q.data(), 1, width, width};
+      args.out = {out.data(), 1, width, width};
+      args.kv.keys = reinterpret_cast<const Host*>(problem.keys.data());
+      args.kv.values = reinterpret_cast<const Host*>(problem.values.data());
+      args.kv.num_tokens = seq.num_tokens;
+      args.kv.token_stride = problem.view.token_stride;
+      args.kv.head_stride = problem.view.head_stride;
+      args.kv.page_table = problem.pages.data();
+      args.kv.page_size = shape.page_size;
+      args.kv.page_stride = problem.view.page_stride;
+      args.kv.rotation = shape.k_rotation;
+      args.tiles = {&tile, 1};
+      args.first_token = seq.num_tokens - 1;
+      args.num_heads = shape.num_heads;
+      args.num_kv_heads = shape.num_kv_heads;
+      args.head_dim = shape.head_dim;
+      args.scale = problem.scale();
+      args.window = shape.window;
+      args.positions = positions;
+      args.rope = &rope;
+      args.maybe_lse = lse.data();
+      std::vector<float> workspace(static_cast<std::size_t>(
+          chunk_attention_workspace_floats(shape.num_heads, shape.num_kv_heads, shape.head_dim,
+                                           seq.num_tokens, pool.num_threads())));
+      ASSERT_TRUE(succeeds(chunk_attention(args, workspace, pool)));
+
+      // The host's own error, f32 throughout, is a small part of the kernel's bound.
+      const auto want = problem.expected(0);
+      const std::vector<double> host(out.begin(), out.end());
+      const std::vector<double> host_lse(lse.begin(), lse.end());
+      EXPECT_TRUE(testing::all_within(got.out, host, want.out_bounds)) << shape.name();
+      EXPECT_TRUE(testing::all_within(got.lse, host_lse, want.lse_bounds)) << shape.name();
+    }
+  } else {
+    GTEST_SKIP() << "the host path has no fp8 keys";
+  }
+}
+
+__global__ void fill_noise_kernel(Bf16* out, std::int64_t size, std::uint64_t seed) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < size;
+       i += step) {
+    out[i] = __float2bfloat16_rn(noise(seed, static_cast<std::uint64_t>(i)));
+  }
+}
+
+using LongContext = testing::DeviceTest;
+
+TEST_F(LongContext, SampledHeadsOf120KTokensEqualDoubles) {
+  constexpr std::int32_t kTokens = 122880;
+  constexpr std::int32_t kHeads = 32;
+  constexpr std::int32_t kKvHeads = 8;
+  constexpr std::int32_t kDim = 128;
+  constexpr std::int64_t kSize = static_cast<std::int64_t>(kTokens) * kKvHeads * kDim;
+  // Chunks of 8 to 40 tokens, one of ten attended, and the last 64 tokens.
+  std::vector<std::int32_t> listed;
+  std::mt19937_64 random(seed());
+  for (std::int32_t begin = 0; begin < kTokens - 64;) {
+    const auto length = static_cast<std::int32_t>(8 + random() % 33);
+    const bool attended = random() % 10 == 0;
+    for (std::int32_t t = begin; attended && t < std::min(begin + length, kTokens - 64); ++t) {
+      listed.push_back(t);
+    }
+    begin += length;
+  }
+  std::vector<Bf16> q;
+  for (std::int32_t i = 0; i < kHeads * kDim; ++i) {
+    q.push_back(stored<Bf16>(noise(seed() + 2, static_cast<std::uint64_t>(i))));
+  }
+  const DeviceBuffer<Bf16> keys(kSize);
+  const DeviceBuffer<Bf16> values(kSize);
+  fill_noise_kernel<<<512, 256, 0, stream_>>>(keys.data(), kSize, seed());
+  fill_noise_kernel<<<512, 256, 0, stream_>>>(values.data(), kSize, seed() + 1);
+  const DeviceBuffer<Bf16> d_q(q);
+  const DeviceBuffer<Bf16> out(q.size());
+  const DeviceBuffer<float> lse(kHeads);
+  const DeviceBuffer<std::int32_t> list(listed);
+  const std::size_t bytes = chunk_decode_attention_workspace_bytes(1, kHeads, kDim);
+  const DeviceBuffer<std::uint8_t> workspace(bytes);
+  ASSERT_TRUE(succeeds(init_decode_attention_workspace(workspace.data(), bytes, stream_)));
+  const DeviceBuffer<std::int32_t> length(std::vector<std::int32_t>{kTokens});
+
+  for (const bool dense : {false, true}) {
+    const std::int32_t num_listed = dense ? 0 : static_cast<std::int32_t>(listed.size());
+    const std::int32_t tail_begin = dense ? 0 : kTokens - 64;
+    const DeviceBuffer<std::int32_t> num_span(std::vector<std::int32_t>{num_listed});
+    const DeviceBuffer<std::int32_t> tail(std::vector<std::int32_t>{tail_begin});
+    DecodeAttentionArgs<Bf16, Bf16> args;
+    args.q = d_q.data();
+    args.out = out.data();
+    args.kv.keys = keys.data();
+    args.kv.values = values.data();
+    args.kv.token_stride = kKvHeads * kDim;
+    args.kv.head_stride = kDim;
+    args.sets = {list.data(), num_span.data(), tail.data(), 1,
+                 static_cast<std::int32_t>(listed.size())};
+    args.num_tokens = length.data();
+    args.num_seqs = 1;
+    args.num_heads = kHeads;
+    args.num_kv_heads = kKvHeads;
+    args.head_dim = kDim;
+    args.scale = 0.125F;  // larger than usual, so that few keys weigh most
+    args.maybe_lse = lse.data();
+    args.workspace = workspace.data();
+    args.workspace_bytes = bytes;
+    ASSERT_TRUE(succeeds(launch_chunk_decode_attention(args, stream_)));
+    const std::vector<float> got = testing::widened(out.download());
+    const std::vector<float> got_lse = lse.download();
+    EXPECT_TRUE(out.intact() && lse.intact() && workspace.intact());
+
+    std::vector<std::int32_t> tokens(listed.begin(), listed.begin() + num_listed);
+    for (std::int32_t t = tail_begin; t < kTokens; ++t) tokens.push_back(t);
+    for (const std::int32_t head :
+         dense ? std::vector<std::int32_t>{30} : std::vector<std::int32_t>{0, 13, 31}) {
+      const auto at = [&](std::int32_t token, std::int32_t d) {
+        return static_cast<std::uint64_t>(
+            (static_cast<std::int64_t>(token) * kKvHeads + head / 4) * kDim + d);
+      };
+      std::vector<double> scores;
+      double size = 0.0;
+      for (const std::int32_t token : tokens) {
+        double score = 0.0;
+        double total = 0.0;
+        for (std::int32_t d = 0; d < kDim; ++d) {
+          const double product = loaded(q[static_cast<std::size_t>(head * kDim + d)]) *
+                                 static_cast<double>(to_f32(to_bf16(noise(seed(), at(token, d)))));
+          score += product;
+          total += std::abs(product);
+        }
+        scores.push_back(score * 0.125);
+        size = std::max(size, total * 0.125);
+      }
+      const double largest = *std::max_element(scores.begin(), scores.end());
+      double sum = 0.0;
+      std::vector<double> want(kDim);
+      std::vector<double> sizes(kDim);
+      for (std::size_t i = 0; i < tokens.size(); ++i) {
+        const double weight = std::exp(scores[i] - largest);
+        sum += weight;
+        for (std::int32_t d = 0; d < kDim; ++d) {
+          const auto value =
+              static_cast<double>(to_f32(to_bf16(noise(seed() + 1, at(tokens[i], d)))));
+          want[static_cast<std::size_t>(d)] += weight * value;
+          sizes[static_cast<std::size_t>(d)] += weight * std::abs(value);
+        }
+      }
+      // As `Problem::expected`; a chain of sums is as long as the tokens of one warp, and never
+      // longer than 2,048 on a device of 15 SMs or more.
+      const double error = size * (2.0 * kDim + 16.0) * 0x1p-24;
+      std::vector<double> bounds(kDim);
+      for (std::size_t d = 0; d < kDim; ++d) {
+        want[d] /= sum;
+        bounds[d] =
+            0x1p-8 * std::abs(want[d]) +
+            (0x1p-8 + std::expm1(2.0 * error) + 4096.0 * 0x1p-24 + 0x1p-21) * sizes[d] / sum;
+      }
+      const auto first = static_cast<std::size_t>(head * kDim);
+      EXPECT_TRUE(
+          testing::all_within(std::span<const float>(got).subspan(first, kDim), want, bounds))
+          << "head " << head << (dense ? ", dense" : ", chosen");
+      EXPECT_NEAR(got_lse[static_cast<std::size_t>(head)], largest + std::log(sum),
+                  error + 4096.0 * 0x1p-24 + 0x1p-20)
+          << "head " << head;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace chunkllm::kernels
