@@ -14,6 +14,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "bench_device_kv.hpp"
 #include "bench_device_support.hpp"
 #include "chunkllm/kernels/chunk_decode_attention.cuh"
 
@@ -202,12 +203,12 @@ BENCHMARK_CAPTURE(decode_bf16, llama_10_page64, {32, 8, 0.1, 1, 64})->Apply(devi
 BENCHMARK_CAPTURE(decode_bf16, llama_10_in_cache, {32, 8, 0.1, 1, 0, true})->Apply(device_case);
 BENCHMARK_CAPTURE(decode_fp8, llama_100, {32, 8, 1.0})->Apply(device_case);
 BENCHMARK_CAPTURE(decode_fp8, llama_10, {32, 8, 0.1})->Apply(device_case);
-BENCHMARK_CAPTURE(decode_bf16, qwen2_100, {28, 4, 1.0})->Apply(device_case);
-BENCHMARK_CAPTURE(decode_bf16, qwen2_10, {28, 4, 0.1})->Apply(device_case);
+BENCHMARK_CAPTURE(decode_bf16, qwen25_100, {28, 4, 1.0})->Apply(device_case);
+BENCHMARK_CAPTURE(decode_bf16, qwen25_10, {28, 4, 0.1})->Apply(device_case);
 BENCHMARK_CAPTURE(decode_bf16, llama_100_batch16, {32, 8, 1.0, 16})->Apply(device_case);
 BENCHMARK_CAPTURE(decode_bf16, llama_10_batch16, {32, 8, 0.1, 16})->Apply(device_case);
-BENCHMARK_CAPTURE(decode_bf16, qwen2_100_batch16, {28, 4, 1.0, 16})->Apply(device_case);
-BENCHMARK_CAPTURE(decode_bf16, qwen2_10_batch16, {28, 4, 0.1, 16})->Apply(device_case);
+BENCHMARK_CAPTURE(decode_bf16, qwen25_100_batch16, {28, 4, 1.0, 16})->Apply(device_case);
+BENCHMARK_CAPTURE(decode_bf16, qwen25_10_batch16, {28, 4, 0.1, 16})->Apply(device_case);
 
 }  // namespace
 

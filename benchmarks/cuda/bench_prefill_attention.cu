@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "bench_device_kv.hpp"
 #include "bench_device_support.hpp"
 #include "chunkllm/kernels/chunk_prefill_attention.cuh"
 

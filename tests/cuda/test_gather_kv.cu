@@ -84,6 +84,7 @@ class GatherKv : public testing::DeviceTest {
     args.head_stride = head_stride;
     args.seq_stride = seq_stride;
     if (!with_tail) args.maybe_num_tokens = nullptr;
+    ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));  // buffers are poisoned on another stream
     ASSERT_TRUE(succeeds(launch_gather_kv(args, stream_)));
 
     std::vector<Out> want_keys(size);
@@ -175,6 +176,7 @@ TYPED_TEST(GatherKv, GraphsStreamsAndRunsAgree) {
   const DeviceBuffer<std::int32_t> counts_a(4), counts_b(4);
   const auto a = this->args_of(source, keys_a, values_a, counts_a, kCapacity);
   const auto b = this->args_of(source, keys_b, values_b, counts_b, kCapacity);
+  ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));  // buffers are poisoned on another stream
   ASSERT_TRUE(succeeds(launch_gather_kv(a, this->stream_)));
   ASSERT_TRUE(succeeds(launch_gather_kv(b, other)));
   this->expect_bits(keys_a.download(), keys_b.download(), "keys of two streams");
@@ -231,6 +233,7 @@ TEST_F(GatherKvTest, EqualsTheHostPath) {
   args.values = values.data();
   args.capacity = static_cast<std::int32_t>(seq.attended().size());
   args.num_gathered = count.data();
+  ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));  // buffers are poisoned on another stream
   ASSERT_TRUE(succeeds(launch_gather_kv(args, stream_)));
   const std::vector<Bf16> got_keys = keys.download();
   const std::vector<Bf16> got_values = values.download();
@@ -254,6 +257,7 @@ TEST_F(GatherKvTest, HalfOf120KTokensLandInOrder) {
   const DeviceBuffer<Bf16> values(keys.size());
   auto* const key_words = reinterpret_cast<std::uint32_t*>(keys.data());
   auto* const value_words = reinterpret_cast<std::uint32_t*>(values.data());
+  ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));  // buffers are poisoned on another stream
   fill_index_kernel<<<512, 256, 0, stream_>>>(key_words, kTokens * kWords);
   fill_index_kernel<<<512, 256, 0, stream_>>>(value_words, kTokens * kWords);
   std::vector<std::int32_t> listed;
@@ -288,6 +292,7 @@ TEST_F(GatherKvTest, HalfOf120KTokensLandInOrder) {
   args.values = out_values.data();
   args.capacity = num_attended;
   args.num_gathered = count.data();
+  ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));  // buffers are poisoned on another stream
   ASSERT_TRUE(succeeds(launch_gather_kv(args, stream_)));
   EXPECT_EQ(count.download()[0], num_attended);
   EXPECT_TRUE(out_keys.intact() && out_values.intact());

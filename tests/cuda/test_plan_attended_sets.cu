@@ -37,6 +37,7 @@ struct Sets {
     span_tokens.upload(std::vector<std::int32_t>(span_tokens.size(), kUntouched));
     num_span_tokens.upload(std::vector<std::int32_t>(num_span_tokens.size(), kUntouched));
     tail_begin.upload(std::vector<std::int32_t>(tail_begin.size(), kUntouched));
+    ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));  // the default stream orders no other
   }
   [[nodiscard]] cuda::DeviceAttendedSets view() const {
     cuda::DeviceAttendedSets view;
@@ -235,6 +236,7 @@ TEST_F(PlanAttendedSets, SetIndicesSendTriggersToOtherRows) {
   const DeviceBuffer<std::int32_t> device_indices(indices);
   PlanArgs args = run.args(sets);
   args.maybe_set_indices = device_indices.data();
+  ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));
   ASSERT_TRUE(succeeds(launch_plan_attended_sets(args, stream_)));
   run.expect_equals_cpu(sets, /*looks=*/false,
                         [&](std::size_t i) { return static_cast<std::size_t>(indices[i]); });
@@ -248,6 +250,7 @@ TEST_F(PlanAttendedSets, AListThatDoesNotFitIsCutOffAndReported) {
   DeviceBuffer<std::int32_t> overflow(run.triggers().count());
   PlanArgs args = run.args(sets);
   args.maybe_overflow = overflow.data();
+  ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));
   ASSERT_TRUE(succeeds(launch_plan_attended_sets(args, stream_)));
   const std::vector<std::int32_t> got = overflow.download();
   const std::vector<std::int32_t> counts = sets.num_span_tokens.download();
@@ -308,6 +311,7 @@ TEST_F(PlanAttendedSets, SelectionAndPlanInOneLaunchAreThoseOfTwo) {
     PlanArgs plan = run.args(sets);
     plan.chosen = chosen.data();
     plan.num_chosen = num_chosen.data();
+    ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));
     if (fused == 1) {
       ASSERT_TRUE(succeeds(launch_select_and_plan(select, plan, stream_)));
     } else {

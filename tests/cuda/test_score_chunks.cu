@@ -102,6 +102,7 @@ class ScoreRun {
   void poison() {
     scores_[0].poison();
     workspace_[0].poison();
+    ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));  // the default stream orders no other
   }
   [[nodiscard]] std::vector<float> download() const { return scores_[0].download(); }
   [[nodiscard]] std::size_t num_candidates(std::size_t i) const {
@@ -374,6 +375,7 @@ TEST_F(ScoreChunks, NanAndInfinityInOneHeadReachEveryScore) {
       std::vector<float> zeros(static_cast<std::size_t>(run.args().score_stride), 0.0F);
       ASSERT_TRUE(succeeds(cudaMemcpy(run.args().scores, zeros.data(), zeros.size() * sizeof(float),
                                       cudaMemcpyHostToDevice)));
+      ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));
       ASSERT_TRUE(succeeds(launch_score_chunks(run.args(), stream_)));
       const std::vector<float> scores = run.row(run.download(), 0, 0);
       ASSERT_FALSE(scores.empty());

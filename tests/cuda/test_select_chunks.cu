@@ -132,6 +132,7 @@ class SelectRun {
     const std::vector<std::int32_t> untouched(triggers_.count(), kUntouched);
     num_chosen_.upload(untouched);
     num_nan_.upload(untouched);
+    ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));  // the default stream orders no other
   }
   [[nodiscard]] std::vector<Selected> download() const {
     const std::vector<std::int32_t> chosen = chosen_.download();
@@ -393,9 +394,11 @@ TEST_F(JoinScores, EqualsTheCpuForEachSelection) {
         args.workspace = workspace.data();
         args.workspace_bytes = bytes;
         joined.poison();
+        ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));
         ASSERT_TRUE(succeeds(launch_join_scores(args, stream_)));
         const std::vector<float> got = joined.download();
         joined.poison();
+        ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));
         replay_as_graph([&](cudaStream_t stream) { return launch_join_scores(args, stream); }, 2);
         const std::vector<float> again = joined.download();
         for (std::size_t i = 0; i < triggers.count(); ++i) {

@@ -9,6 +9,7 @@
 
 #include "chunkllm/chunk/chunk_table.hpp"
 #include "chunkllm/chunk/score_chunks.hpp"
+#include "chunkllm/core/host_device.hpp"
 
 namespace chunkllm {
 
@@ -25,18 +26,20 @@ struct Budget {
   std::int64_t chunks = 0;
 
   /// Tokens that may be attended when the past, the trigger included, has `past` tokens.
-  [[nodiscard]] std::int64_t tokens_at(std::int64_t past) const {
+  [[nodiscard]] CHUNKLLM_HD std::int64_t tokens_at(std::int64_t past) const {
     switch (kind) {
       case Kind::kTokens: return tokens;
-      case Kind::kShare:
-        return std::max<std::int64_t>(
-            1024, static_cast<std::int64_t>(std::floor(share * static_cast<double>(past))));
+      case Kind::kShare: {
+        // Neither operand is negative, so the cast is the floor.
+        const auto share_of_past = static_cast<std::int64_t>(share * static_cast<double>(past));
+        return share_of_past > 1024 ? share_of_past : 1024;
+      }
       case Kind::kChunks: break;
     }
     return past;
   }
-  [[nodiscard]] std::int64_t max_chunks(std::int64_t candidates) const {
-    return kind == Kind::kChunks ? std::min(chunks, candidates) : candidates;
+  [[nodiscard]] CHUNKLLM_HD std::int64_t max_chunks(std::int64_t candidates) const {
+    return kind == Kind::kChunks && chunks < candidates ? chunks : candidates;
   }
 };
 

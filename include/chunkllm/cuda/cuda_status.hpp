@@ -15,8 +15,8 @@ inline Status cuda_status(cudaError_t error, std::string_view what) {
   if (error == cudaSuccess) return {};
   const StatusCode code = error == cudaErrorMemoryAllocation ? StatusCode::kResourceExhausted
                                                              : StatusCode::kDeviceError;
-  return {code, std::string(what) + ": " + cudaGetErrorName(error) + ", " +
-                    cudaGetErrorString(error)};
+  return {code,
+          std::string(what) + ": " + cudaGetErrorName(error) + ", " + cudaGetErrorString(error)};
 }
 
 /// The status of the launch just made. An error of an earlier asynchronous call shows here, too.

@@ -5,8 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "chunkllm/chunk/chunk_boundary.hpp"
 #include "chunkllm/core/status.hpp"
@@ -78,6 +81,11 @@ class DecodeStep {
   [[nodiscard]] std::uint8_t* wanted() const { return wanted_.data(); }
   /// [num_seqs, vocab_size] of the last step.
   [[nodiscard]] const float* logits() const { return logits_.data(); }
+  [[nodiscard]] float* mutable_logits() const { return logits_.data(); }
+  /// What the backbone needs for up to num_seqs rows.
+  [[nodiscard]] DeviceRun run_on(cudaStream_t stream) const {
+    return {stream, cublas_->get(), scratch_.data(), scratch_.size()};
+  }
   /// [num_seqs, hidden_size] final rows of the last step.
   [[nodiscard]] float* hidden() const { return hidden_.data(); }
   /// [num_seqs, 3] boundaries, forced ones, refreshes of all steps.
@@ -90,14 +98,14 @@ class DecodeStep {
     CHUNKLLM_RETURN_IF_ERROR(
         kernels::launch_advance_tokens(batch_->num_tokens(), active_.data(), num_seqs(), stream));
     CHUNKLLM_RETURN_IF_ERROR(
-        backbone_->embed(run(stream), tokens_.data(), num_seqs(), hidden_.data()));
+        backbone_->embed(run_on(stream), tokens_.data(), num_seqs(), hidden_.data()));
     const bool selects = !batch_->options().dense;
     const bool by_layer = selects && batch_->options().chunk.selection == Selection::kLayer;
     for (std::int64_t layer = 0; layer < config().num_layers; ++layer) {
       CHUNKLLM_RETURN_IF_ERROR(project(layer, stream));
       if (by_layer && layer > 0) CHUNKLLM_RETURN_IF_ERROR(refresh(layer, 1, stream));
       CHUNKLLM_RETURN_IF_ERROR(attend(layer, stream));
-      CHUNKLLM_RETURN_IF_ERROR(backbone_->finish_layer(run(stream), layer, attended_.data(),
+      CHUNKLLM_RETURN_IF_ERROR(backbone_->finish_layer(run_on(stream), layer, attended_.data(),
                                                        num_seqs(), hidden_.data()));
       if (selects && layer == 0) {
         CHUNKLLM_RETURN_IF_ERROR(detect(stream));
@@ -107,7 +115,7 @@ class DecodeStep {
     }
     if (selects && !by_layer) CHUNKLLM_RETURN_IF_ERROR(refresh(0, config().num_layers, stream));
     CHUNKLLM_RETURN_IF_ERROR(
-        backbone_->logits(run(stream), hidden_.data(), num_seqs(), logits_.data()));
+        backbone_->logits(run_on(stream), hidden_.data(), num_seqs(), logits_.data()));
     kernels::NextTokenArgs<float> next;
     next.logits = logits_.data();
     next.logits_stride = config().vocab_size;
@@ -152,10 +160,6 @@ class DecodeStep {
         adapter_(maybe_adapter),
         batch_(&batch),
         cublas_(&cublas) {}
-
-  [[nodiscard]] DeviceRun run(cudaStream_t stream) const {
-    return {stream, cublas_->get(), scratch_.data(), scratch_.size()};
-  }
 
   [[nodiscard]] const BackboneConfig& config() const { return backbone_->config(); }
   [[nodiscard]] std::int32_t num_seqs() const { return batch_->num_seqs(); }
@@ -248,8 +252,8 @@ class DecodeStep {
 
   /// Normed input, queries and keys of a layer; the keys and values go to the cache.
   Status project(std::int64_t layer, cudaStream_t stream) const {
-    CHUNKLLM_RETURN_IF_ERROR(backbone_->project_qkv(run(stream), layer, hidden_.data(), num_seqs(),
-                                                    normed(layer), qkv_.data()));
+    CHUNKLLM_RETURN_IF_ERROR(backbone_->project_qkv(run_on(stream), layer, hidden_.data(),
+                                                    num_seqs(), normed(layer), qkv_.data()));
     kernels::RopeStoreArgs<T> args = backbone_->rope_store_args(layer, qkv_.data(), num_seqs());
     args.num_tokens = batch_->num_tokens();
     args.rope = batch_->rope();

@@ -28,6 +28,14 @@ struct DeviceBatchOptions {
   ChunkOptions chunk;
 };
 
+/// What a batch's selection had come to at some point: see `DeviceBatch::save`.
+struct SelectionMemory {
+  DeviceBuffer<float> open_sums;
+  DeviceBuffer<std::int32_t> span_tokens;
+  DeviceBuffer<std::int32_t> num_span_tokens;
+  DeviceBuffer<std::int32_t> tail_begin;
+};
+
 /// Device memory of a batch of sequences: keys and values, chunk tables, chunk keys, attended sets.
 /// Owns memory only; `DecodeStep` and `PrefillBlock` work on it.
 ///
@@ -118,6 +126,21 @@ class DeviceBatch {
   [[nodiscard]] std::int64_t key_size() const { return key_size_; }
   [[nodiscard]] DeviceRope rope() const { return {rope_.data(), rope_count_}; }
 
+  /// Copies open sums and sets, to be put back by `restore`; keys, values and chunk keys behind
+  /// that point are written anew before they are read.
+  Status save(SelectionMemory& saved, cudaStream_t stream) const {
+    CHUNKLLM_RETURN_IF_ERROR(copy(open_sums_, saved.open_sums, stream));
+    CHUNKLLM_RETURN_IF_ERROR(copy(span_tokens_, saved.span_tokens, stream));
+    CHUNKLLM_RETURN_IF_ERROR(copy(num_span_tokens_, saved.num_span_tokens, stream));
+    return copy(tail_begin_, saved.tail_begin, stream);
+  }
+  Status restore(const SelectionMemory& saved, cudaStream_t stream) {
+    CHUNKLLM_RETURN_IF_ERROR(copy(saved.open_sums, open_sums_, stream));
+    CHUNKLLM_RETURN_IF_ERROR(copy(saved.span_tokens, span_tokens_, stream));
+    CHUNKLLM_RETURN_IF_ERROR(copy(saved.num_span_tokens, num_span_tokens_, stream));
+    return copy(saved.tail_begin, tail_begin_, stream);
+  }
+
   [[nodiscard]] std::int64_t kv_bytes() const { return bytes_of(keys_) + bytes_of(values_); }
   [[nodiscard]] std::int64_t kv_bytes_per_token() const {
     return num_layers_ * 2 * kv_size_ * static_cast<std::int64_t>(sizeof(T));
@@ -183,6 +206,18 @@ class DeviceBatch {
                                 cudaStream_t stream) {
     CHUNKLLM_ASSIGN_OR_RETURN(buffer, DeviceBuffer<Value>::create(count));
     return buffer.zero(stream);
+  }
+
+  template <typename Value>
+  static Status copy(const DeviceBuffer<Value>& from, DeviceBuffer<Value>& to,
+                     cudaStream_t stream) {
+    if (to.size() != from.size()) {
+      CHUNKLLM_ASSIGN_OR_RETURN(to, DeviceBuffer<Value>::create(from.size()));
+    }
+    if (from.size() == 0) return {};
+    return cuda_status(
+        cudaMemcpyAsync(to.data(), from.data(), from.bytes(), cudaMemcpyDeviceToDevice, stream),
+        "copy of the sets");
   }
 
   /// Rotations by every position that a key or query can get.

@@ -48,6 +48,7 @@ struct TokenBlockPlan {
   /// Positions among the tokens at which layers choose their own sets; ascending; kLayerLocal.
   std::span<const std::int32_t> triggers;
   Sets sets = Sets::kEverything;
+  bool shares_look_set = false;  ///< kLook: all layers look with set 0
 };
 
 /// Runs blocks of tokens through a frozen backbone: prefill, teacher-forced reading, second look.
@@ -74,10 +75,21 @@ class PrefillBlock {
   [[nodiscard]] float* hidden() const { return hidden_.data(); }
   [[nodiscard]] std::int32_t max_rows() const { return max_rows_; }
 
-  /// Sets of a second look, one a layer, [num_layers].
-  [[nodiscard]] DeviceAttendedSets look_sets() const {
-    return {look_tokens_.data(), num_look_tokens_.data(), look_tail_begin_.data(),
-            static_cast<std::int32_t>(config().num_layers), batch_->span_capacity()};
+  /// The last block's tiles in a layer; set 0 is the one that stood in front of the block.
+  [[nodiscard]] std::span<const kernels::PrefillTile> tiles(std::int64_t layer) const {
+    return layer == 0 ? first_tiles_.tiles : other_tiles_.tiles;
+  }
+  /// Triggers of the last block that chose sets.
+  [[nodiscard]] std::int32_t num_triggers() const { return num_triggers_; }
+  /// Sizes of the last block's sets in a layer, on the device, [1 + num_triggers()].
+  [[nodiscard]] DeviceAttendedSets chosen_sets(std::int64_t layer) const {
+    return block_sets(layer);
+  }
+
+  /// The set of a second look in a layer.
+  [[nodiscard]] DeviceAttendedSets look_set(std::int64_t layer) const {
+    return {look_tokens_.data() + layer * batch_->span_capacity(), num_look_tokens_.data() + layer,
+            look_tail_begin_.data() + layer, 1, batch_->span_capacity()};
   }
 
   /// Enqueues a block; waits for the copies of its host arrays.
@@ -107,7 +119,7 @@ class PrefillBlock {
           backbone_->finish_layer(run_on(stream), layer, attended_.data(), rows, hidden_.data()));
       if (selects && num_triggers_ > 0) {
         CHUNKLLM_RETURN_IF_ERROR(kernels::launch_copy_set(
-            block_sets(), num_triggers_, batch_->layer_sets(layer), plan.seq, stream));
+            block_sets(layer), num_triggers_, batch_->layer_sets(layer), plan.seq, stream));
       }
     }
     return {};
@@ -165,8 +177,8 @@ class PrefillBlock {
           open_keys_, triggers * static_cast<std::size_t>(scorer_->shape().key_size()), stream));
     }
     CHUNKLLM_RETURN_IF_ERROR(make(span_tokens_, triggers * spans, stream));
-    CHUNKLLM_RETURN_IF_ERROR(make(num_span_tokens_, triggers, stream));
-    CHUNKLLM_RETURN_IF_ERROR(make(tail_begin_, triggers, stream));
+    CHUNKLLM_RETURN_IF_ERROR(make(num_span_tokens_, layers * triggers, stream));
+    CHUNKLLM_RETURN_IF_ERROR(make(tail_begin_, layers * triggers, stream));
     CHUNKLLM_RETURN_IF_ERROR(make(look_tokens_, layers * spans, stream));
     CHUNKLLM_RETURN_IF_ERROR(make(num_look_tokens_, layers, stream));
     CHUNKLLM_RETURN_IF_ERROR(make(look_tail_begin_, layers, stream));
@@ -218,14 +230,16 @@ class PrefillBlock {
     num_queries_ = static_cast<std::int32_t>(queries.size());
     const std::vector<std::int32_t> seqs(queries.size(), plan.seq);
     // The first layer learns of a boundary from its own output: its sets act one token later.
-    std::vector<kernels::PrefillTile> first_layer = cut(plan, rows, /*delay=*/1, first_tiles_);
-    const std::vector<kernels::PrefillTile> others = cut(plan, rows, /*delay=*/0, other_tiles_);
-    first_layer.insert(first_layer.end(), others.begin(), others.end());
-    first_layer.push_back({0, rows, 0});
+    const bool found_by_first =
+        batch_->options().chunk.refresh.kind == RefreshPolicy::Kind::kBoundary;
+    first_tiles_ = cut(plan, rows, /*delay=*/found_by_first ? 1 : 0);
+    other_tiles_ = cut(plan, rows, /*delay=*/0);
+    std::vector<kernels::PrefillTile> tiles = first_tiles_.tiles;
+    tiles.insert(tiles.end(), other_tiles_.tiles.begin(), other_tiles_.tiles.end());
+    tiles.push_back({0, rows, 0});
     CHUNKLLM_RETURN_IF_ERROR(tokens_.upload(plan.tokens, stream));
     CHUNKLLM_RETURN_IF_ERROR(positions_.upload(std::span<const std::int32_t>(positions), stream));
-    CHUNKLLM_RETURN_IF_ERROR(
-        tiles_.upload(std::span<const kernels::PrefillTile>(first_layer), stream));
+    CHUNKLLM_RETURN_IF_ERROR(tiles_.upload(std::span<const kernels::PrefillTile>(tiles), stream));
     if (!batch_->options().dense) {
       CHUNKLLM_RETURN_IF_ERROR(
           query_tokens_.upload(std::span<const std::int32_t>(queries), stream));
@@ -235,20 +249,23 @@ class PrefillBlock {
   }
 
   struct TileList {
-    std::int32_t count = 0;
+    std::vector<kernels::PrefillTile> tiles;
     std::int32_t most_rows = 0;
+
+    [[nodiscard]] std::int32_t count() const { return static_cast<std::int32_t>(tiles.size()); }
   };
 
   /// Tiles of rows between triggers, `delay` tokens behind each. Set 0 is the one that stood in
   /// front of the block; trigger i chose set i + 1.
-  static std::vector<kernels::PrefillTile> cut(const TokenBlockPlan& plan, std::int32_t rows,
-                                               std::int32_t delay, TileList& list) {
-    std::vector<kernels::PrefillTile> tiles;
+  static TileList cut(const TokenBlockPlan& plan, std::int32_t rows, std::int32_t delay) {
+    TileList list;
     std::int32_t begin = 0;
     std::int32_t set = 0;
     const auto close = [&](std::int32_t end) {
-      if (end > begin) tiles.push_back({begin, end - begin, set});
-      begin = std::max(begin, end);
+      if (end <= begin) return;
+      list.tiles.push_back({begin, end - begin, set});
+      list.most_rows = std::max(list.most_rows, end - begin);
+      begin = end;
     };
     if (plan.sets == TokenBlockPlan::Sets::kLayerLocal) {
       for (const std::int32_t trigger : plan.triggers) {
@@ -257,12 +274,7 @@ class PrefillBlock {
       }
     }
     close(rows);
-    list = {};
-    list.count = static_cast<std::int32_t>(tiles.size());
-    for (const kernels::PrefillTile& tile : tiles) {
-      list.most_rows = std::max(list.most_rows, tile.num_rows);
-    }
-    return tiles;
+    return list;
   }
 
   Status project(const TokenBlockPlan& plan, std::int64_t layer, cudaStream_t stream) const {
@@ -409,9 +421,11 @@ class PrefillBlock {
                        "copy of a query");
   }
 
-  [[nodiscard]] DeviceAttendedSets block_sets() const {
-    return {span_tokens_.data(), num_span_tokens_.data(), tail_begin_.data(), max_triggers_ + 1,
-            batch_->span_capacity()};
+  /// Lists are the present layer's; their sizes stay for all layers until the next block.
+  [[nodiscard]] DeviceAttendedSets block_sets(std::int64_t layer) const {
+    const std::int64_t rows = max_triggers_ + 1;
+    return {span_tokens_.data(), num_span_tokens_.data() + layer * rows,
+            tail_begin_.data() + layer * rows, max_triggers_ + 1, batch_->span_capacity()};
   }
 
   [[nodiscard]] kernels::DeviceScoreArgs<T> score_args(std::int64_t layer, std::int32_t first,
@@ -453,8 +467,8 @@ class PrefillBlock {
 
   /// The set that stood, then one for each trigger.
   Status choose_sets(const TokenBlockPlan& plan, std::int64_t layer, cudaStream_t stream) const {
-    CHUNKLLM_RETURN_IF_ERROR(
-        kernels::launch_copy_set(batch_->layer_sets(layer), plan.seq, block_sets(), 0, stream));
+    CHUNKLLM_RETURN_IF_ERROR(kernels::launch_copy_set(batch_->layer_sets(layer), plan.seq,
+                                                      block_sets(layer), 0, stream));
     const ChunkOptions& chunk = batch_->options().chunk;
     for (std::int32_t first = 0; first < num_triggers_; first += scored_at_once_) {
       const std::int32_t count = std::min(scored_at_once_, num_triggers_ - first);
@@ -479,7 +493,7 @@ class PrefillBlock {
       planned.chosen = chosen_.data();
       planned.max_chosen = select.max_chosen;
       planned.num_chosen = num_chosen_.data();
-      planned.sets = block_sets();
+      planned.sets = block_sets(layer);
       planned.sets.span_tokens += std::int64_t{first + 1} * batch_->span_capacity();
       planned.sets.num_span_tokens += first + 1;
       planned.sets.tail_begin += first + 1;
@@ -499,8 +513,8 @@ class PrefillBlock {
     args.kv = as_const(batch_->kv(layer));
     args.seq = plan.seq;
     const TileList& list = layer == 0 ? first_tiles_ : other_tiles_;
-    args.tiles = tiles_.data() + (layer == 0 ? 0 : first_tiles_.count);
-    args.num_tiles = list.count;
+    args.tiles = tiles_.data() + (layer == 0 ? 0 : first_tiles_.count());
+    args.num_tiles = list.count();
     args.max_tile_rows = list.most_rows;
     args.sets = sets_of(plan, layer);
     args.first_token = plan.first_token;
@@ -514,7 +528,7 @@ class PrefillBlock {
     args.rope = batch_->rope();
     args.window = batch_->window(layer);
     if (batch_->is_windowed(layer)) {  // one tile over all rows
-      args.tiles = tiles_.data() + first_tiles_.count + other_tiles_.count;
+      args.tiles = tiles_.data() + first_tiles_.count() + other_tiles_.count();
       args.num_tiles = 1;
       args.max_tile_rows = rows;
     }
@@ -535,10 +549,10 @@ class PrefillBlock {
       return one(batch_->everything(), plan.seq);
     }
     if (plan.sets == TokenBlockPlan::Sets::kLook) {
-      return one(look_sets(), static_cast<std::int32_t>(layer));
+      return look_set(plan.shares_look_set ? 0 : layer);
     }
     if (plan.sets == TokenBlockPlan::Sets::kShared) return one(batch_->sets(layer), plan.seq);
-    return num_triggers_ > 0 ? block_sets() : one(batch_->layer_sets(layer), plan.seq);
+    return num_triggers_ > 0 ? block_sets(layer) : one(batch_->layer_sets(layer), plan.seq);
   }
 
   static constexpr std::size_t kMostWorkspaceBytes = std::size_t{256} << 20;
@@ -572,8 +586,8 @@ class PrefillBlock {
   DeviceBuffer<float> open_keys_;
   DeviceBuffer<T> trigger_rows_;
   DeviceBuffer<T> pooled_rows_;
-  DeviceBuffer<std::int32_t> span_tokens_;  // [1 + max_triggers, span_capacity]
-  DeviceBuffer<std::int32_t> num_span_tokens_;
+  DeviceBuffer<std::int32_t> span_tokens_;      // [1 + max_triggers, span_capacity]
+  DeviceBuffer<std::int32_t> num_span_tokens_;  // [num_layers, 1 + max_triggers]
   DeviceBuffer<std::int32_t> tail_begin_;
   DeviceBuffer<std::int32_t> look_tokens_;
   DeviceBuffer<std::int32_t> num_look_tokens_;

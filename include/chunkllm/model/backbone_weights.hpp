@@ -85,45 +85,51 @@ struct BackboneWeights {
 
 namespace detail {
 
+/// A matrix of a stack, and where it has one, its bias.
+struct WeightPart {
+  std::string name;  ///< without ".weight"
+  std::int64_t rows = 0;
+  bool has_bias = false;
+  std::int64_t permuted_heads = 0;  ///< 0: rows stand in the file's order
+};
+
+/// A stack whose tensors have been found and checked. Move only: `parts` points to what follows it.
+struct WeightStack {
+  WeightStack() = default;
+  WeightStack(WeightStack&&) = default;
+  std::vector<LinearPart> parts;
+  std::vector<std::vector<std::int64_t>> orders;
+  std::vector<std::vector<float>> biases;
+};
+
 /// Reads tensors by name, checks their shapes and counts them for the progress report.
 template <TensorSource Source>
-class WeightReader {
+class TensorReader {
  public:
-  WeightReader(const Source& source, WeightFormat format, ThreadPool& pool,
-               const LoadProgress& progress)
+  TensorReader(const Source& source, const LoadProgress& progress)
       : source_(source),
-        format_(format),
-        pool_(pool),
         progress_(progress),
         num_tensors_(static_cast<std::int64_t>(expected_tensors(source.config()).size())) {}
 
-  /// A matrix of a stack, and where it has one, its bias.
-  struct Part {
-    std::string name;  ///< without ".weight"
-    std::int64_t rows = 0;
-    bool has_bias = false;
-    std::int64_t permuted_heads = 0;  ///< 0: rows stand in the file's order
-  };
-
-  Result<Linear> matrix(std::span<const Part> parts, std::int64_t cols) {
-    std::vector<LinearPart> stack;
-    std::vector<std::vector<std::int64_t>> orders(parts.size());
-    std::vector<std::vector<float>> biases(parts.size());
+  /// Counts the biases; the matrices are `count_tensor`'s once they have been taken.
+  Result<WeightStack> stack(std::span<const WeightPart> parts, std::int64_t cols) {
+    WeightStack stack;
+    stack.orders.resize(parts.size());
+    stack.biases.resize(parts.size());
     for (std::size_t i = 0; i < parts.size(); ++i) {
-      const Part& part = parts[i];
+      const WeightPart& part = parts[i];
       const std::string name = part.name + ".weight";
       CHUNKLLM_ASSIGN_OR_RETURN(const TensorBytes weight, checked(name, part.rows, cols));
-      if (part.permuted_heads > 0) orders[i] = unpermuted_rows(part.rows, part.permuted_heads);
+      std::vector<std::int64_t>& order = stack.orders[i];
+      std::vector<float>& bias = stack.biases[i];
+      if (part.permuted_heads > 0) order = unpermuted_rows(part.rows, part.permuted_heads);
       if (part.has_bias) {
-        CHUNKLLM_ASSIGN_OR_RETURN(biases[i], vector(part.name + ".bias", part.rows));
-        if (part.permuted_heads > 0) biases[i] = reordered(biases[i], orders[i]);
+        CHUNKLLM_ASSIGN_OR_RETURN(bias, vector(part.name + ".bias", part.rows));
+        if (part.permuted_heads > 0) bias = reordered(bias, order);
       }
-      stack.push_back({weight, orders[i], biases[i]});
+      stack.parts.push_back({weight, order, bias});
     }
-    Result<Linear> linear = Linear::create(stack, format_, pool_);
-    if (!linear.ok()) return linear.status().with_context("tensor '" + parts[0].name + ".weight'");
-    for (std::size_t i = 0; i < parts.size(); ++i) CHUNKLLM_RETURN_IF_ERROR(count_tensor());
-    return linear;
+    return Result<WeightStack>(std::move(stack));
   }
 
   Result<std::vector<float>> vector(const std::string& name, std::int64_t size) {
@@ -141,6 +147,14 @@ class WeightReader {
     return values;
   }
 
+  Status count_tensor() {
+    ++num_read_;
+    if (progress_ && !progress_(num_read_, num_tensors_)) {
+      return {StatusCode::kInterrupted, "loading the model was interrupted"};
+    }
+    return {};
+  }
+
  private:
   Result<TensorBytes> checked(const std::string& name, std::int64_t rows, std::int64_t cols) const {
     CHUNKLLM_ASSIGN_OR_RETURN(const TensorBytes tensor, source_.tensor(name));
@@ -150,14 +164,6 @@ class WeightReader {
                           " x " + std::to_string(cols) + " by the model's configuration");
     }
     return tensor;
-  }
-
-  Status count_tensor() {
-    ++num_read_;
-    if (progress_ && !progress_(num_read_, num_tensors_)) {
-      return {StatusCode::kInterrupted, "loading the model was interrupted"};
-    }
-    return {};
   }
 
   // GGUF's rows 2i and 2i + 1 of a head are the original rows i and i + head_dim / 2.
@@ -181,30 +187,57 @@ class WeightReader {
   }
 
   const Source& source_;
-  WeightFormat format_;
-  ThreadPool& pool_;
   const LoadProgress& progress_;
   std::int64_t num_tensors_ = 0;
   std::int64_t num_read_ = 0;
 };
 
+/// Packs what it reads for the CPU.
 template <TensorSource Source>
-inline Result<LayerWeights> load_layer(WeightReader<Source>& reader, const Source& source,
-                                       std::int64_t layer) {
+class WeightReader {
+ public:
+  WeightReader(const Source& source, WeightFormat format, ThreadPool& pool,
+               const LoadProgress& progress)
+      : tensors_(source, progress), format_(format), pool_(pool) {}
+
+  Result<Linear> matrix(std::span<const WeightPart> parts, std::int64_t cols) {
+    CHUNKLLM_ASSIGN_OR_RETURN(const WeightStack stack, tensors_.stack(parts, cols));
+    Result<Linear> linear = Linear::create(stack.parts, format_, pool_);
+    if (!linear.ok()) return linear.status().with_context("tensor '" + parts[0].name + ".weight'");
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      CHUNKLLM_RETURN_IF_ERROR(tensors_.count_tensor());
+    }
+    return linear;
+  }
+
+  Result<std::vector<float>> vector(const std::string& name, std::int64_t size) {
+    return tensors_.vector(name, size);
+  }
+
+ private:
+  TensorReader<Source> tensors_;
+  WeightFormat format_;
+  ThreadPool& pool_;
+};
+
+/// \tparam Layer   has the members of `LayerWeights`, of the types that
+/// \tparam Reader  makes: `matrix(parts, cols)` and `vector(name, size)`
+template <typename Layer, typename Reader, TensorSource Source>
+inline Result<Layer> load_layer(Reader& reader, const Source& source, std::int64_t layer) {
   const BackboneConfig& config = source.config();
   const std::string prefix = layer_tensor_name(layer, "");
   const std::string attention = prefix + "self_attn.";
   const std::int64_t hidden = config.hidden_size;
   const bool permuted = source.qk_rows_permuted();
-  using Part = typename WeightReader<Source>::Part;
-  LayerWeights weights;
+  Layer weights;
   CHUNKLLM_ASSIGN_OR_RETURN(weights.attention_norm,
                             reader.vector(prefix + "input_layernorm.weight", hidden));
-  const std::array<Part, 3> qkv = {{{attention + "q_proj", config.query_size(), config.qkv_bias,
-                                     permuted ? config.num_heads : 0},
-                                    {attention + "k_proj", config.kv_size(), config.qkv_bias,
-                                     permuted ? config.num_kv_heads : 0},
-                                    {attention + "v_proj", config.kv_size(), config.qkv_bias, 0}}};
+  const std::array<WeightPart, 3> qkv = {
+      {{attention + "q_proj", config.query_size(), config.qkv_bias,
+        permuted ? config.num_heads : 0},
+       {attention + "k_proj", config.kv_size(), config.qkv_bias,
+        permuted ? config.num_kv_heads : 0},
+       {attention + "v_proj", config.kv_size(), config.qkv_bias, 0}}};
   CHUNKLLM_ASSIGN_OR_RETURN(weights.qkv, reader.matrix(qkv, hidden));
   if (config.qk_norm) {
     CHUNKLLM_ASSIGN_OR_RETURN(weights.q_norm,
@@ -212,17 +245,43 @@ inline Result<LayerWeights> load_layer(WeightReader<Source>& reader, const Sourc
     CHUNKLLM_ASSIGN_OR_RETURN(weights.k_norm,
                               reader.vector(attention + "k_norm.weight", config.head_dim));
   }
-  const std::array<Part, 1> output = {{{attention + "o_proj", hidden, config.output_bias, 0}}};
+  const std::array<WeightPart, 1> output = {
+      {{attention + "o_proj", hidden, config.output_bias, 0}}};
   CHUNKLLM_ASSIGN_OR_RETURN(weights.output, reader.matrix(output, config.query_size()));
   CHUNKLLM_ASSIGN_OR_RETURN(weights.mlp_norm,
                             reader.vector(prefix + "post_attention_layernorm.weight", hidden));
-  const std::array<Part, 2> gate_up = {
+  const std::array<WeightPart, 2> gate_up = {
       {{prefix + "mlp.gate_proj", config.intermediate_size, config.mlp_bias, 0},
        {prefix + "mlp.up_proj", config.intermediate_size, config.mlp_bias, 0}}};
   CHUNKLLM_ASSIGN_OR_RETURN(weights.gate_up, reader.matrix(gate_up, hidden));
-  const std::array<Part, 1> down = {{{prefix + "mlp.down_proj", hidden, config.mlp_bias, 0}}};
+  const std::array<WeightPart, 1> down = {{{prefix + "mlp.down_proj", hidden, config.mlp_bias, 0}}};
   CHUNKLLM_ASSIGN_OR_RETURN(weights.down, reader.matrix(down, config.intermediate_size));
-  return weights;
+  return Result<Layer>(std::move(weights));
+}
+
+/// Fills `weights`, which has the members of `BackboneWeights`; `Reader` as for `load_layer`. The
+/// source's configuration has passed `validate`.
+template <typename Weights, typename Reader, TensorSource Source>
+inline Status load_weights(Weights& weights, Reader& reader, const Source& source) {
+  weights.config = source.config();
+  const BackboneConfig& config = weights.config;
+  using Layer = typename decltype(weights.layers)::value_type;
+  const std::array<WeightPart, 1> embedding = {
+      {{"model.embed_tokens", config.vocab_size, false, 0}}};
+  CHUNKLLM_ASSIGN_OR_RETURN(weights.embedding, reader.matrix(embedding, config.hidden_size));
+  for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
+    CHUNKLLM_ASSIGN_OR_RETURN(Layer loaded, load_layer<Layer>(reader, source, layer));
+    weights.layers.push_back(std::move(loaded));
+    // The copy just made replaces the file's pages: without this both would be resident at the end.
+    if constexpr (requires { source.drop_pages(); }) source.drop_pages();
+  }
+  CHUNKLLM_ASSIGN_OR_RETURN(weights.final_norm,
+                            reader.vector("model.norm.weight", config.hidden_size));
+  if (!config.tied_embeddings) {
+    const std::array<WeightPart, 1> head = {{{"lm_head", config.vocab_size, false, 0}}};
+    CHUNKLLM_ASSIGN_OR_RETURN(weights.untied_head, reader.matrix(head, config.hidden_size));
+  }
+  return {};
 }
 
 }  // namespace detail
@@ -231,26 +290,10 @@ template <TensorSource Source>
 inline Result<BackboneWeights> BackboneWeights::load(const Source& source, WeightFormat format,
                                                      ThreadPool& pool,
                                                      const LoadProgress& progress) {
+  CHUNKLLM_RETURN_IF_ERROR(validate(source.config(), "model configuration"));
   BackboneWeights weights;
-  weights.config = source.config();
-  const BackboneConfig& config = weights.config;
-  CHUNKLLM_RETURN_IF_ERROR(validate(config, "model configuration"));
   detail::WeightReader<Source> reader(source, format, pool, progress);
-  using Part = typename detail::WeightReader<Source>::Part;
-  const std::array<Part, 1> embedding = {{{"model.embed_tokens", config.vocab_size, false, 0}}};
-  CHUNKLLM_ASSIGN_OR_RETURN(weights.embedding, reader.matrix(embedding, config.hidden_size));
-  for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
-    CHUNKLLM_ASSIGN_OR_RETURN(LayerWeights loaded, detail::load_layer(reader, source, layer));
-    weights.layers.push_back(std::move(loaded));
-    // The packed copy replaces the file's pages: without this both would be resident at the end.
-    if constexpr (requires { source.drop_pages(); }) source.drop_pages();
-  }
-  CHUNKLLM_ASSIGN_OR_RETURN(weights.final_norm,
-                            reader.vector("model.norm.weight", config.hidden_size));
-  if (!config.tied_embeddings) {
-    const std::array<Part, 1> head = {{{"lm_head", config.vocab_size, false, 0}}};
-    CHUNKLLM_ASSIGN_OR_RETURN(weights.untied_head, reader.matrix(head, config.hidden_size));
-  }
+  CHUNKLLM_RETURN_IF_ERROR(detail::load_weights(weights, reader, source));
   return weights;
 }
 

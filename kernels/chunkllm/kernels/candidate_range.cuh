@@ -27,6 +27,8 @@ struct DeviceCandidateRange {
 /// Closed chunks that end at or before `position`.
 __device__ inline std::int32_t chunks_before(const std::int32_t* ends, std::int32_t num_chunks,
                                              std::int32_t position) {
+  // In decode the trigger is the newest token: one read instead of a chain of them.
+  if (num_chunks == 0 || ends[num_chunks - 1] <= position) return num_chunks;
   std::int32_t low = 0;
   std::int32_t high = num_chunks;
   while (low < high) {

@@ -201,6 +201,7 @@ struct InputTile {
   /// By the whole block; `count` is a multiple of 8.
   template <typename T>
   __device__ void load(const T* from, std::int32_t count) {
+#pragma unroll 2  // all there is of a full tile
     for (std::int32_t i = static_cast<std::int32_t>(threadIdx.x); i < count / kRowVector;
          i += kProjectThreads) {
       RowVector<T> words;

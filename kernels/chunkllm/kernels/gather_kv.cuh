@@ -49,7 +49,9 @@ inline constexpr int kThreads = 256;
 /// of 1,024 threads are 128 KB an SM, several times what latency asks for, which hides the blocks
 /// that look up their tokens.
 inline constexpr int kUnroll = 4;
-inline constexpr int kBlocksPerSm = 4;
+/// Widening takes registers.
+template <typename Kv, typename Out>
+inline constexpr int kBlocksPerSm = std::is_same_v<Kv, Out> ? 4 : 3;
 inline constexpr int kTileVectors = kThreads * kUnroll;
 
 /// What the kernel reads: the launcher's arguments after validation.
@@ -96,7 +98,7 @@ __device__ void write_vector(Out* out, const uint4& vector, float scale) {
 /// A block copies tiles of `tile_tokens` tokens of all heads. The grid is as large as the device;
 /// tiles behind a sequence's last token are passed over.
 template <typename Kv, typename Out>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+__global__ void __launch_bounds__(kThreads, (kBlocksPerSm<Kv, Out>))
     gather_kv_kernel(const __grid_constant__ Params<Kv, Out> params) {
   constexpr int kPerVector = 16 / static_cast<int>(sizeof(Kv));
   __shared__ std::int64_t sources[kThreads];
@@ -246,8 +248,8 @@ Status launch_gather_kv(const GatherKvArgs<Kv, Out>& args, cudaStream_t stream) 
   // At least one tile a sequence, which writes num_gathered.
   params.seq_tiles = std::max(ceil_div(args.capacity, params.tile_tokens), 1);
   const std::int64_t tiles = static_cast<std::int64_t>(params.seq_tiles) * args.num_seqs;
-  const auto grid = static_cast<unsigned>(
-      std::min<std::int64_t>(tiles, static_cast<std::int64_t>(num_sms) * gather::kBlocksPerSm));
+  const auto grid = static_cast<unsigned>(std::min<std::int64_t>(
+      tiles, static_cast<std::int64_t>(num_sms) * (gather::kBlocksPerSm<Kv, Out>)));
   gather::gather_kv_kernel<Kv, Out><<<grid, gather::kThreads, 0, stream>>>(params);
   return cuda::launch_status("gather_kv_kernel");
 }

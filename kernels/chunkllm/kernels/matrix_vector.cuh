@@ -93,7 +93,8 @@ inline bool can_fuse_norm(std::int32_t num_rows, std::int32_t k) {
 }
 
 /// 16 bytes of weights where `valid`, else zeros and nothing is read. Weights are read once: they
-/// take no room in L1, and L2 fetches the 256 bytes that a warp reads of a row together.
+/// take no room in L1, and L2 fetches the 256 bytes that a warp reads of a row together. Not the
+/// non-coherent load: the assembler moves that one behind `wait_for_previous_kernel`.
 __device__ inline uint4 load_weights(const void* address, bool valid) {
   uint4 v;
   asm volatile(
@@ -104,7 +105,7 @@ __device__ inline uint4 load_weights(const void* address, bool valid) {
       "mov.u32 %1, 0;\n"
       "mov.u32 %2, 0;\n"
       "mov.u32 %3, 0;\n"
-      "@p ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+      "@p ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];\n"
       "}\n"
       : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
       : "l"(address), "r"(static_cast<unsigned>(valid)));

@@ -104,10 +104,11 @@ class WgmmaBlock {
   /// Warpgroups that have rows.
   __device__ int num_consumers() const { return block_.num_pairs > Shape::kGroupRows ? 2 : 1; }
 
-  /// The copying warpgroup. A tile's keys and its values are a group of copies each; a group is
-  /// announced when the second one behind it has been started, which leaves two on their way while
-  /// this thread waits for its own part, makes it visible to wgmma, and arrives.
+  /// The copying warpgroup. A tile's keys and its values are a group of copies each. Mostly a group
+  /// announces itself when it is complete. Keys that must be turned are announced when the second
+  /// group behind them has been started, which leaves two on their way meanwhile.
   __device__ void produce() const {
+    const bool turn = turns_keys(args_);
     Place place;
     place.parity = 1;  // fresh stages are empty
     std::uint32_t last_stage = 0;
@@ -117,24 +118,24 @@ class WgmmaBlock {
       const std::int64_t next = key_offset(tile + 1);
       wait(shared_address(&barriers_.keys_empty[place.stage]), place.parity);
       copy(args_.kv.keys, offset, keys_at(place.stage));
-      if (tile > tiles_.first) {
+      if (!turn) {
+        arrive_behind_copies(shared_address(&barriers_.keys_full[place.stage]));
+      } else if (tile > tiles_.first) {
         wait_async<2>();
-        announce_keys(tile - 1, last_stage);
+        turn_and_announce(tile - 1, last_stage);
       }
       wait(shared_address(&barriers_.values_empty[place.stage]), place.parity);
       copy(args_.kv.values, offset, values_at(place.stage));
-      if (tile > tiles_.first) {
-        wait_async<2>();
-        announce_values(last_stage);
-      }
+      arrive_behind_copies(shared_address(&barriers_.values_full[place.stage]));
       last_stage = place.stage;
       place.advance();
       offset = next;
     }
-    wait_async<1>();
-    announce_keys(tiles_.end - 1, last_stage);
+    if (turn) {
+      wait_async<1>();
+      turn_and_announce(tiles_.end - 1, last_stage);
+    }
     wait_async<0>();
-    announce_values(last_stage);
   }
 
   /// A computing warpgroup: 0 or 1.
@@ -171,7 +172,7 @@ class WgmmaBlock {
     Place keys;
     Place values;
 
-    wait(shared_address(&barriers_.keys_full[keys.stage]), keys.parity);
+    wait_for_copies(barriers_.keys_full[keys.stage], keys.parity);
     start_scores(queries, keys.stage, scores);
     commit_products();
     wait_products<0>();
@@ -186,11 +187,11 @@ class WgmmaBlock {
       arrive_named(kTurnOf + 0, 2 * Shape::kGroupThreads);
     }
     for (std::int32_t tile = tiles_.first + 1; tile < tiles_.end; ++tile) {
-      wait(shared_address(&barriers_.keys_full[keys.stage]), keys.parity);
+      wait_for_copies(barriers_.keys_full[keys.stage], keys.parity);
       if (take_turns) sync_named(kTurnOf + group, 2 * Shape::kGroupThreads);
       start_scores(queries, keys.stage, scores);
       commit_products();
-      wait(shared_address(&barriers_.values_full[values.stage]), values.parity);
+      wait_for_copies(barriers_.values_full[values.stage], values.parity);
       start_outputs(weights, values.stage, out);
       commit_products();
       // No arrival is left over behind the last turn.
@@ -215,7 +216,7 @@ class WgmmaBlock {
       scale_rows(out, kept);
       pack(scores, weights);
     }
-    wait(shared_address(&barriers_.values_full[values.stage]), values.parity);
+    wait_for_copies(barriers_.values_full[values.stage], values.parity);
     start_outputs(weights, values.stage, out);
     commit_products();
     wait_products<0>();
@@ -260,19 +261,19 @@ class WgmmaBlock {
     }
     commit_async();
   }
-  __device__ void announce_keys(std::int32_t tile, std::uint32_t stage) const {
-    if (turns_keys(args_)) {
-      sync_named(kProducer, Shape::kGroupThreads);  // a key's pieces came by several threads
-      turn_keys<kHeadDim, kKeys, Shape::kGroupThreads>(
-          args_, block_, tile * kKeys, shared_ + Shape::kQueryBytes + stage * Shape::kKeyBytes,
-          thread_);
-    }
+  __device__ void turn_and_announce(std::int32_t tile, std::uint32_t stage) const {
+    sync_named(kProducer, Shape::kGroupThreads);  // a key's pieces came by several threads
+    turn_keys<kHeadDim, kKeys, Shape::kGroupThreads>(
+        args_, block_, tile * kKeys, shared_ + Shape::kQueryBytes + stage * Shape::kKeyBytes,
+        thread_);
     fence_for_products();
     arrive(shared_address(&barriers_.keys_full[stage]));
   }
-  __device__ void announce_values(std::uint32_t stage) const {
+  /// Waits for a full stage. Copies that announce themselves pass no fence on their way to wgmma,
+  /// so it stands here, on the side that waits.
+  static __device__ void wait_for_copies(std::uint64_t& barrier, std::uint32_t parity) {
+    wait(shared_address(&barrier), parity);
     fence_for_products();
-    arrive(shared_address(&barriers_.values_full[stage]));
   }
   static __device__ void release(std::uint64_t& barrier, int lane) {
     if (lane == 0) arrive(shared_address(&barrier));

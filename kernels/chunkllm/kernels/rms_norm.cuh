@@ -104,9 +104,10 @@ inline bool rows_aligned(const T* pointer, std::int64_t stride, std::uint64_t by
 
 /// normed = weight * x / sqrt(mean(x^2) + eps) with x = residual (+ update, which stays added).
 ///
-/// Numerics: x and the sum of squares in f32 (a thread takes every 1024th group of four, then the
+/// Numerics: x and the sum of squares in f32 (a thread takes every 256th group of four, then the
 ///           warp's tree, then the warps in order), one rounding to T; the same bits in every
-///           kernel of this library that norms a row. A row with a NaN or an infinity becomes NaN.
+///           kernel of this library that norms a row. A NaN makes its row NaN; an infinity becomes
+///           NaN and the others of its row 0, as on the CPU.
 /// Cost:     reads 4 bytes a value once from memory, writes 2; with an update 2 more in, 4 out.
 /// Errors:   kInvalidArgument for null pointers, a size that is no positive multiple of 8, rows
 ///           that do not start at multiples of 16 bytes (residual, weight) or 8 (T).

@@ -82,8 +82,9 @@ inline std::size_t score_chunks_workspace_bytes(std::int32_t num_layers, std::in
 /// not a budget would hold all chunks.
 ///
 /// Numerics: f32, whatever the type of the keys; a NaN or +infinity in z makes all scores of its
-///   layer and trigger NaN. Sums have a fixed order that depends neither on the device nor on what
-///   else is in the launch: a trigger's scores are the same in any batch.
+///   layer and trigger NaN, and so may an infinite key. Sums have a fixed order that depends
+///   neither on the device nor on what else is in the launch: a trigger's scores are the same in
+///   any batch.
 /// Cost: 2 num_heads key_dim flops a chunk, keys read once from memory a trigger (those of a
 ///   sequence's next triggers from L2), 8 bytes of logits a head and chunk. Two launches.
 /// Errors: kInvalidArgument for missing pointers, a workspace too small, rows that are not

@@ -271,9 +271,9 @@ __global__ void __launch_bounds__(kWorkThreads, kDim == 512 ? 1 : kScoreBlocksPe
           const Key* row = keys + static_cast<std::int64_t>(chunk) * row_size;
 #pragma unroll
           for (int s = 0; s < kSlices; ++s) {
+            // A lane behind the row's end reads its begin, and its queries are 0.
             const std::int32_t d = (s * kLanes + lane_in_row) * 8;
-            rows[r][s].clear();
-            if (d < args.key_dim) rows[r][s].load(row + d);
+            rows[r][s].load(row + (d < args.key_dim ? d : 0));
           }
         }
         const std::int32_t chunk = begin + held_row;
@@ -285,7 +285,7 @@ __global__ void __launch_bounds__(kWorkThreads, kDim == 512 ? 1 : kScoreBlocksPe
           if (args.adds_log_length) {
             log_length = logf(static_cast<float>(end - (chunk == 0 ? 0 : ends[chunk - 1])));
           }
-          bin = distance_bin(max(trigger - (end - 1), 1));
+          if (bias != nullptr) bin = distance_bin(max(trigger - (end - 1), 1));
         }
         float v[kValues];
 #pragma unroll

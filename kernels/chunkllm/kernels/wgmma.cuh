@@ -170,8 +170,9 @@ __device__ inline void multiply_columns(float (&c)[8][4], const std::uint32_t (&
 // ---------------------------------------------------------------------------------------------
 // Barriers.
 
-/// Makes this thread's writes to shared memory visible to wgmma. Copies with cp.async count as the
-/// thread's own once it has waited for them.
+/// Orders what this thread knows to be written to shared memory before the wgmma that follow, its
+/// own or those of threads that it lets go on: writes by threads and by cp.async are of another
+/// proxy than the reads of wgmma.
 __device__ inline void fence_for_products() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
@@ -182,6 +183,11 @@ __device__ inline void init_barrier(std::uint32_t barrier, int count) {
 }
 __device__ inline void arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+/// Arrives when all copies that this thread has started with cp.async are complete; the arrival is
+/// one of the barrier's count.
+__device__ inline void arrive_behind_copies(std::uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 /// Waits for the end of the phase of this parity: 0 for the first. A new barrier counts as past
 /// parity 1.

@@ -258,6 +258,7 @@ class Problem {
   Outputs run(cudaStream_t stream) {
     d_out->poison();
     d_lse->poison();
+    EXPECT_TRUE(succeeds(cudaDeviceSynchronize()));  // the poison takes another stream
     EXPECT_TRUE(succeeds(kernels::launch_chunk_decode_attention(args(), stream)));
     return outputs();
   }

@@ -33,8 +33,8 @@ inline bool gpu_is_required() {
 
 inline ::testing::AssertionResult succeeds(cudaError_t error) {
   if (error == cudaSuccess) return ::testing::AssertionSuccess();
-  return ::testing::AssertionFailure() << cudaGetErrorName(error) << ": "
-                                       << cudaGetErrorString(error);
+  return ::testing::AssertionFailure()
+         << cudaGetErrorName(error) << ": " << cudaGetErrorString(error);
 }
 inline ::testing::AssertionResult succeeds(const Status& status) {
   if (status.ok()) return ::testing::AssertionSuccess();
@@ -52,6 +52,8 @@ class DeviceBuffer {
       : size_(size), front_(kFence + offset * sizeof(T)) {
     EXPECT_TRUE(succeeds(cudaMalloc(&memory_, bytes())));
     EXPECT_TRUE(succeeds(cudaMemset(memory_, kPoison, bytes())));
+    // The default stream, on which this ran, does not hold back the tests' own streams.
+    EXPECT_TRUE(succeeds(cudaDeviceSynchronize()));
   }
   explicit DeviceBuffer(std::span<const T> values, std::size_t offset = 0)
       : DeviceBuffer(values.size(), offset) {
@@ -72,20 +74,24 @@ class DeviceBuffer {
   void upload(std::span<const T> values) {
     ASSERT_EQ(values.size(), size_);
     if (size_ == 0) return;
-    ASSERT_TRUE(succeeds(
-        cudaMemcpy(data(), values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice)));
+    ASSERT_TRUE(
+        succeeds(cudaMemcpy(data(), values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice)));
+    ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));
   }
   /// Waits for the whole device.
   [[nodiscard]] std::vector<T> download() const {
     std::vector<T> values(size_);
     EXPECT_TRUE(succeeds(cudaDeviceSynchronize()));
     if (size_ > 0) {
-      EXPECT_TRUE(succeeds(
-          cudaMemcpy(values.data(), data(), size_ * sizeof(T), cudaMemcpyDeviceToHost)));
+      EXPECT_TRUE(
+          succeeds(cudaMemcpy(values.data(), data(), size_ * sizeof(T), cudaMemcpyDeviceToHost)));
     }
     return values;
   }
-  void poison() { ASSERT_TRUE(succeeds(cudaMemset(data(), kPoison, size_ * sizeof(T)))); }
+  void poison() {
+    ASSERT_TRUE(succeeds(cudaMemset(data(), kPoison, size_ * sizeof(T))));
+    ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));
+  }
   /// Whether nothing outside the buffer was written.
   [[nodiscard]] bool intact() const {
     std::vector<unsigned char> all(bytes());
@@ -168,8 +174,12 @@ std::vector<T> rounded(std::span<const float> values) {
   }
   return out;
 }
-inline float widened(float value) { return value; }
-inline float widened(__half value) { return to_f32(F16{std::bit_cast<std::uint16_t>(value)}); }
+inline float widened(float value) {
+  return value;
+}
+inline float widened(__half value) {
+  return to_f32(F16{std::bit_cast<std::uint16_t>(value)});
+}
 inline float widened(__nv_bfloat16 value) {
   return to_f32(BF16{std::bit_cast<std::uint16_t>(value)});
 }
