@@ -96,6 +96,7 @@ class DeviceArray {
   explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) {
     if (size_ > 0) {
       require(cudaMemcpy(data_, values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice));
+      require(cudaDeviceSynchronize());  // the streams of the cases do not wait for this one
     }
   }
   DeviceArray(const DeviceArray&) = delete;

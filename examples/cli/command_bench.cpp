@@ -21,6 +21,7 @@ struct BenchOptions {
   std::vector<std::int64_t> depths = {8192, 32768, 122880};
   std::int64_t new_tokens = 32;
   std::string file;
+  std::string random_weights;  // a published shape instead of a model
 };
 
 /// A line of the table: one speed at one depth.
@@ -65,15 +66,12 @@ Result<std::vector<std::int32_t>> sample_ids(const BenchOptions& options, const 
   return ids;
 }
 
-Result<Speeds> measure(const BenchOptions& options, const ModelBundle& model,
-                       const AttentionPlan& plan, std::span<const std::int32_t> ids,
-                       ThreadPool& pool) {
-  CHUNKLLM_ASSIGN_OR_RETURN(const std::unique_ptr<AnySession> session,
-                            make_session(model, plan, pool));
+Result<Speeds> measure(const BenchOptions& options, Result<std::unique_ptr<AnySession>> made,
+                       bool is_dense, std::span<const std::int32_t> ids) {
+  CHUNKLLM_ASSIGN_OR_RETURN(const std::unique_ptr<AnySession> session, std::move(made));
   const auto depth = static_cast<std::int64_t>(ids.size());
   session->reserve(depth + options.new_tokens);
-  ProgressBar bar(options.common,
-                  fmt::format("{} {}", plan.session.dense ? "dense" : "chunk", depth), depth);
+  ProgressBar bar(options.common, fmt::format("{} {}", is_dense ? "dense" : "chunk", depth), depth);
   Speeds speeds;
   Stopwatch watch;
   const Status status = session->prefill(ids, [&](std::int64_t done) { return bar.update(done); });
@@ -185,7 +183,7 @@ Result<std::vector<BenchDepth>> plan_depths(const BenchOptions& options, const B
 /// Appends two rows a depth; those measured before an error stay.
 Status measure_depths(const BenchOptions& options, const BenchModes& modes, ThreadPool& pool,
                       std::vector<BenchRow>& rows) {
-  CHUNKLLM_ASSIGN_OR_RETURN(const ModelBundle model, open_model(options.common, pool));
+  CHUNKLLM_ASSIGN_OR_RETURN(const OpenModel model, open_model(options.common, pool));
   CHUNKLLM_ASSIGN_OR_RETURN(const std::vector<BenchDepth> depths,
                             plan_depths(options, modes, model));
   for (const BenchDepth& depth : depths) {
@@ -194,10 +192,12 @@ Status measure_depths(const BenchOptions& options, const BenchModes& modes, Thre
     std::optional<Speeds> chunk;
     std::optional<Speeds> dense;
     if (depth.maybe_chunk) {
-      CHUNKLLM_ASSIGN_OR_RETURN(chunk, measure(options, model, *depth.maybe_chunk, ids, pool));
+      CHUNKLLM_ASSIGN_OR_RETURN(
+          chunk, measure(options, make_session(model, *depth.maybe_chunk, pool), false, ids));
     }
     if (depth.maybe_dense) {
-      CHUNKLLM_ASSIGN_OR_RETURN(dense, measure(options, model, *depth.maybe_dense, ids, pool));
+      CHUNKLLM_ASSIGN_OR_RETURN(
+          dense, measure(options, make_session(model, *depth.maybe_dense, pool), true, ids));
     }
     add_rows(options, depth.maybe_chunk ? *depth.maybe_chunk : *depth.maybe_dense, depth.tokens,
              chunk, dense, rows);
@@ -205,12 +205,60 @@ Status measure_depths(const BenchOptions& options, const BenchModes& modes, Thre
   return {};
 }
 
+/// Made-up words, and a full stop at every 24th id, so that the sentence rules find chunks.
+std::string_view made_up_bytes(std::int32_t id) {
+  return id % 24 == 0 ? "." : (id % 24 == 1 ? " Word" : " word");
+}
+
+/// As `measure_depths`, on random weights of a published model's shape.
+Status measure_random_weights(const BenchOptions& options, const BenchModes& modes,
+                              std::vector<BenchRow>& rows) {
+  if (!options.common.cuda) {
+    return unsupported("--random-weights: only with --device cuda");
+  }
+  CHUNKLLM_ASSIGN_OR_RETURN(const std::unique_ptr<const DeviceRunner> device,
+                            random_device_runner(options.random_weights, options.common.kv));
+  const BackboneConfig& config = device->config();
+  AttentionPlan plan;  // of what the rows say
+  const AnyScorer scorer = make_scorer(ScorerKind::kMeanKey, config, {}, options.attention.seed);
+  for (const std::int64_t depth : options.depths) {
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(depth));
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      ids[i] = static_cast<std::int32_t>(i % static_cast<std::size_t>(config.vocab_size));
+    }
+    std::optional<Speeds> speeds[2];
+    for (const bool is_dense : {false, true}) {
+      if (!(is_dense ? modes.dense : modes.chunk)) continue;
+      SessionOptions session;
+      session.dense = is_dense;
+      session.dense_prefill = options.attention.dense_prefill.value_or(false);
+      session.positions = options.attention.positions.value_or(Positions::kOriginal);
+      session.chunk.budget = options.attention.budget;
+      session.chunk.selection = options.attention.selection.value_or(Selection::kMax);
+      session.chunk.refresh = options.attention.refresh;
+      session.chunk.head_join = options.attention.head_join;
+      session.chunk.second_look = options.attention.second_look;
+      plan.session = session;
+      CHUNKLLM_ASSIGN_OR_RETURN(
+          speeds[is_dense ? 1 : 0],
+          measure(options, device->make_session(scorer, made_up_bytes, session), is_dense, ids));
+    }
+    add_rows(options, plan, depth, speeds[0], speeds[1], rows);
+  }
+  return {};
+}
+
 Status run_bench(const BenchOptions& options, bool is_mode_given) {
+  if (options.common.model.empty() == options.random_weights.empty()) {
+    return invalid_argument("bench: expected either --model or --random-weights");
+  }
   BenchModes modes;
   if (is_mode_given) modes = {!options.attention.dense, options.attention.dense};
   ThreadPool pool(options.common.threads);
   std::vector<BenchRow> rows;
-  const Status status = measure_depths(options, modes, pool, rows);
+  const Status status = options.random_weights.empty()
+                            ? measure_depths(options, modes, pool, rows)
+                            : measure_random_weights(options, modes, rows);
   const bool has_rows = status.ok() || status.code() == StatusCode::kInterrupted;
   if (has_rows) CHUNKLLM_RETURN_IF_ERROR(print_rows(options, rows, status.ok()));
   return status;
@@ -236,11 +284,17 @@ Command add_bench(CLI::App& program) {
   app.add_option("--file", options->file, "A text file to read [made-up prose]")->type_name("FILE");
   add_attention_options(app, options->attention);
   add_common_options(app, options->common);
+  app.get_option("--model")->required(false);
+  app.add_option("--random-weights", options->random_weights,
+                 "Instead of --model, with --device cuda: random weights of this shape, such as "
+                 "llama-3.1-8b or qwen2.5-7b")
+      ->type_name("NAME");
   app.footer(
       "With --attention only that mode is measured.\n"
       "Examples:\n"
       "  chunkllm bench --model smollm2.gguf --depths 2048,8192\n"
-      "  chunkllm bench --model smollm2.gguf --depths 122880 --attention chunk --budget 2048");
+      "  chunkllm bench --model smollm2.gguf --depths 122880 --attention chunk --budget 2048\n"
+      "  chunkllm bench --device cuda --random-weights llama-3.1-8b --kv bf16 --budget 10%");
   return {&app, [options, &app] { return run_bench(*options, app.count("--attention") > 0); }};
 }
 

@@ -311,7 +311,7 @@ class PositionNotes {
 Status measure(const EvaluateCommandOptions& options, EvaluateOptions& evaluate,
                std::vector<ScorerChoice> choices, const std::vector<std::string>& files,
                EvaluateProgress& progress, ThreadPool& pool, std::vector<EvaluateRow>& rows) {
-  CHUNKLLM_ASSIGN_OR_RETURN(const ModelBundle model, open_model(options.common, pool));
+  CHUNKLLM_ASSIGN_OR_RETURN(const OpenModel model, open_model(options.common, pool));
   CHUNKLLM_ASSIGN_OR_RETURN(const Adapters adapters, find_adapters(options.attention, model.files));
   if (options.scorers.empty() && !options.attention.scorer && adapters.maybe_qk_adapter) {
     choices.push_back({ScorerKind::kAdapter, {}});
@@ -332,7 +332,7 @@ Status measure(const EvaluateCommandOptions& options, EvaluateOptions& evaluate,
   RowSink sink(options.outputs, make_header(options.common, model, texts), !options.common.json,
                count_rows(evaluate));
   PositionNotes notes(options);
-  const Status status = runner_of(options.common.kv)
+  const Status status = model.runner(options.common.kv)
                             .evaluate(
                                 model, adapters.maybe_chunk_adapter, evaluate, texts,
                                 [&](const EvaluateRow& row) {

@@ -223,7 +223,7 @@ Status print_report(const GenerateOptions& options, const GenerateReport& report
 /// Fills `report` on every way out.
 Status generate_text(const GenerateOptions& options, const std::string& text, Sampler& sampler,
                      ThreadPool& pool, GenerateReport& report) {
-  CHUNKLLM_ASSIGN_OR_RETURN(const ModelBundle model, open_model(options.common, pool));
+  CHUNKLLM_ASSIGN_OR_RETURN(const OpenModel model, open_model(options.common, pool));
   CHUNKLLM_ASSIGN_OR_RETURN(const std::vector<std::int32_t> prompt,
                             prompt_ids(options, model, text));
   report.prompt_tokens = static_cast<std::int64_t>(prompt.size());

@@ -53,13 +53,13 @@ Result<std::vector<std::int32_t>> read_ids(const PerplexityCommandOptions& optio
 }
 
 /// The first of the oracle's two passes. Chunks are those of the sentence rules, in both.
-Status set_oracle(const PerplexityCommandOptions& options, const ModelBundle& model,
+Status set_oracle(const PerplexityCommandOptions& options, const OpenModel& model,
                   std::span<const std::int32_t> ids, AttentionPlan& plan, ThreadPool& pool) {
   plan.maybe_chunk_adapter = nullptr;
   const MassRows rows =
       options.attention.oracle == OracleKind::kNext ? MassRows::kNext : MassRows::kSame;
   ProgressBar bar(options.common, "oracle", static_cast<std::int64_t>(ids.size()));
-  auto scorer = runner_of(plan.kv).make_oracle_scorer(
+  auto scorer = model.runner(plan.kv).make_oracle_scorer(
       model, ids, plan.session.chunk, rows, [&](std::int64_t done) { return bar.update(done); },
       pool);
   if (!scorer.ok()) {
@@ -114,7 +114,7 @@ Status print_report(const PerplexityCommandOptions& options, const PerplexityRep
 /// Fills `report` on every way out.
 Status measure(const PerplexityCommandOptions& options, ThreadPool& pool,
                PerplexityReport& report) {
-  CHUNKLLM_ASSIGN_OR_RETURN(const ModelBundle model, open_model(options.common, pool));
+  CHUNKLLM_ASSIGN_OR_RETURN(const OpenModel model, open_model(options.common, pool));
   CHUNKLLM_ASSIGN_OR_RETURN(const std::vector<std::int32_t> ids, read_ids(options, model));
   const auto num_tokens = static_cast<std::int64_t>(ids.size());
   if (num_tokens < 2) {

@@ -16,7 +16,7 @@
 #include "chunkllm/eval/text_chunks.hpp"
 #include "chunkllm/infer/model_bundle.hpp"
 #include "chunkllm/infer/session.hpp"
-#include "options.hpp"
+#include "kv_kind.hpp"
 
 namespace chunkllm::cli {
 
@@ -52,6 +52,7 @@ class AnySession {
   virtual Result<std::span<const float>> step(std::int32_t token) = 0;
   virtual Status read(std::span<const std::int32_t> tokens, ReadMode mode, const Progress& progress,
                       const HiddenRows& hidden_rows) = 0;
+  virtual Status rollback(std::int64_t num_tokens) = 0;
   virtual void count_attended_from(std::int64_t first_token) = 0;
 
   [[nodiscard]] virtual std::int64_t num_tokens() const = 0;

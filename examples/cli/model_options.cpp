@@ -110,16 +110,24 @@ Status check_memory(const ModelBundle& model, KvKind kv, std::int64_t num_tokens
 }  // namespace
 
 Status check_device(const CommonOptions& options) {
-  if (!options.cuda) return {};
-  return unsupported("--device cuda: this build has no CUDA support, expected cpu");
+  return options.cuda ? check_cuda() : Status();
 }
 
-Result<ModelBundle> open_model(const CommonOptions& options, ThreadPool& pool) {
+Result<OpenModel> open_model(const CommonOptions& options, ThreadPool& pool) {
   CHUNKLLM_RETURN_IF_ERROR(check_device(options));
   ProgressBar bar(options, "loading", 0);
-  return ModelBundle::open(
-      options.model, options.weights, pool,
-      [&](std::int64_t done, std::int64_t total) { return bar.update(done, total); });
+  const auto progress = [&](std::int64_t done, std::int64_t total) {
+    return bar.update(done, total);
+  };
+  CHUNKLLM_ASSIGN_OR_RETURN(ModelBundle bundle,
+                            ModelBundle::open(options.model, options.weights, pool, progress));
+  OpenModel model{std::move(bundle), nullptr};
+  if (options.cuda) {
+    auto device = load_device_runner(model.files, options.kv, pool, progress);
+    if (!device.ok()) return device.status();
+    model.maybe_device = std::move(device).value();
+  }
+  return Result<OpenModel>(std::move(model));
 }
 
 Result<Adapters> find_adapters(const AttentionOptions& options, const ModelFiles& files) {
@@ -202,10 +210,10 @@ Result<AttentionPlan> plan_attention(const CommonOptions& common, const Attentio
   return plan;
 }
 
-Result<std::unique_ptr<AnySession>> make_session(const ModelBundle& model,
-                                                 const AttentionPlan& plan, ThreadPool& pool) {
-  return runner_of(plan.kv).make_session(model, plan.scorer, plan.maybe_chunk_adapter, plan.session,
-                                         pool);
+Result<std::unique_ptr<AnySession>> make_session(const OpenModel& model, const AttentionPlan& plan,
+                                                 ThreadPool& pool) {
+  return model.runner(plan.kv).make_session(model, plan.scorer, plan.maybe_chunk_adapter,
+                                            plan.session, pool);
 }
 
 Status as_model_fault(const Status& status, const CommonOptions& options) {

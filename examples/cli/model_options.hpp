@@ -15,19 +15,30 @@
 #include "chunkllm/core/thread_pool.hpp"
 #include "chunkllm/infer/model_bundle.hpp"
 #include "chunkllm/infer/session.hpp"
+#include "device_runner.hpp"
 #include "kv_runner.hpp"
 #include "options.hpp"
 #include "output.hpp"
 
 namespace chunkllm::cli {
 
-/// Errors: kUnsupported for --device cuda, which this build does not have.
+/// Errors: kUnsupported for --device cuda in a build or on a machine without it.
 Status check_device(const CommonOptions& options);
+
+/// A model and where it runs.
+struct OpenModel : ModelBundle {
+  std::unique_ptr<const DeviceRunner> maybe_device;  ///< --device cuda
+
+  [[nodiscard]] const KvRunner& runner(KvKind kv) const {
+    if (maybe_device != nullptr) return *maybe_device;
+    return runner_of(kv);
+  }
+};
 
 /// Opens `--model` with a progress bar; Ctrl-C stops it with kInterrupted.
 ///
-/// Errors: those of `check_device` and `ModelBundle::open`.
-Result<ModelBundle> open_model(const CommonOptions& options, ThreadPool& pool);
+/// Errors: those of `check_device`, `ModelBundle::open` and `load_device_runner`.
+Result<OpenModel> open_model(const CommonOptions& options, ThreadPool& pool);
 
 /// Trained adapters for a model; empty members where there are none.
 struct Adapters {
@@ -96,8 +107,8 @@ OrderedJson describe_attention(const AttentionOptions& options, const AttentionP
 void print_notes(const CommonOptions& common, const AttentionPlan& plan);
 
 /// A session by the plan; the model and the pool must outlive it.
-Result<std::unique_ptr<AnySession>> make_session(const ModelBundle& model,
-                                                 const AttentionPlan& plan, ThreadPool& pool);
+Result<std::unique_ptr<AnySession>> make_session(const OpenModel& model, const AttentionPlan& plan,
+                                                 ThreadPool& pool);
 
 /// The same status, where reading or choosing tokens failed, as a fault of the model's file: its
 /// ids and flags were checked before, so what is left are weights that give no finite numbers.

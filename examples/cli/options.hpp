@@ -16,11 +16,9 @@
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/io/error_text.hpp"
 #include "chunkllm/model/packed_weights.hpp"
+#include "kv_kind.hpp"
 
 namespace chunkllm::cli {
-
-/// Type of the cached keys and values (`--kv`).
-enum class KvKind : std::uint8_t { kF16, kBF16, kF32 };
 
 /// Who ranks the chunks (`--scorer`).
 enum class ScorerKind : std::uint8_t { kAdapter, kMeanKey, kMinMaxKey, kRecent, kRandom, kOracle };

@@ -27,6 +27,7 @@ class TypedSession final : public AnySession {
               const HiddenRows& hidden_rows) override {
     return session_.read(tokens, mode, progress, hidden_rows);
   }
+  Status rollback(std::int64_t num_tokens) override { return session_.rollback(num_tokens); }
   void count_attended_from(std::int64_t first_token) override {
     session_.count_attended_from(first_token);
   }

@@ -46,6 +46,12 @@ class AnyScorer {
   requires std::constructible_from<Variant, S>
   explicit AnyScorer(S scorer) : scorer_(std::move(scorer)) {}
 
+  /// The scorer, if it is an S; else null.
+  template <typename S>
+  [[nodiscard]] const S* get_if() const {
+    return std::get_if<S>(&scorer_);
+  }
+
   [[nodiscard]] ScorerShape shape() const {
     return std::visit([](const auto& s) { return s.shape(); }, scorer_);
   }

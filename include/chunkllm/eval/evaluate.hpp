@@ -35,10 +35,12 @@ namespace chunkllm {
 /// original positions. Rows of a scorer come when its last window or trial is done; where
 /// `on_progress` stops the work, rows of what was done so far come first, with fewer trials.
 ///
-/// \tparam KvType  float, F16 or BF16
-template <FrozenBackbone Backbone, typename KvType>
+/// \tparam KvType       float, F16 or BF16
+/// \tparam SessionType  reads the texts; oracles and mass recall have a `Session` in any case
+template <FrozenBackbone Backbone, typename KvType,
+          typename SessionType = Session<Backbone, AnyScorer, KvType>>
 class Evaluator {
-  using Context = detail::EvaluateContext<Backbone, KvType>;
+  using Context = detail::EvaluateContext<Backbone, KvType, SessionType>;
 
  public:
   using OnRow = typename Context::OnRow;

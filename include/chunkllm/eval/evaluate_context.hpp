@@ -24,10 +24,12 @@
 namespace chunkllm::detail {
 
 /// What every task of an `Evaluator` needs: model and settings, sessions, scorers, progress, rows.
-template <FrozenBackbone Backbone, typename KvType>
+///
+/// \tparam SessionType  made by a `create` with the parameters of `Session::create`
+template <FrozenBackbone Backbone, typename KvType, typename SessionType>
 class EvaluateContext {
  public:
-  using EvaluateSession = Session<Backbone, AnyScorer, KvType>;
+  using EvaluateSession = SessionType;
   using OnRow = std::function<Status(const EvaluateRow&)>;
   using OnProgress =
       std::function<bool(std::string_view label, std::int64_t done, std::int64_t total)>;
