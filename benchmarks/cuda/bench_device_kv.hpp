@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "../tests/reference/oracle.hpp"
+#include "reference/oracle.hpp"
 #include "bench_device_support.hpp"
 #include "chunkllm/cuda/views.hpp"
 

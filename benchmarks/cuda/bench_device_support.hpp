@@ -15,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-#include "../tests/reference/oracle.hpp"
+#include "reference/oracle.hpp"
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/gemm.hpp"
 

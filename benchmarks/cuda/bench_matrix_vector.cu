@@ -160,7 +160,7 @@ void cublas(benchmark::State& state, const Product& product) {
 /// Sequences.
 void rows_case(benchmark::internal::Benchmark* benchmark) {
   device_case(benchmark);
-  benchmark->Arg(1)->Arg(4)->Arg(8);
+  benchmark->Arg(1)->Arg(4)->Arg(8)->Arg(16);
 }
 BENCHMARK_CAPTURE(matrix_vector, qkv, kQkv)->Apply(rows_case);
 BENCHMARK_CAPTURE(cublas, qkv, kQkv)->Apply(rows_case);

@@ -176,7 +176,7 @@ Status check_cuda() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error == cudaSuccess && count > 0) return {};
-  return unsupported(std::string("--device cuda: no GPU was found (") +
+  return unsupported(std::string("--device cuda: no CUDA GPU was found (") +
                      (error == cudaSuccess ? "none installed" : cudaGetErrorString(error)) +
                      "), expected cpu");
 }

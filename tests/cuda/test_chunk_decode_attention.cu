@@ -122,6 +122,84 @@ TYPED_TEST(ChunkDecodeAttention, ManyBlocksShareAPair) {
   RUN(shape, some_of({3001, 40, 1500}));
 }
 
+TYPED_TEST(ChunkDecodeAttention, MoreThan64BlocksShareAPair) {
+  Shape shape;  // 12 warps a block, two tiles each: a part for 384 tokens
+  shape.num_heads = 7;
+  shape.num_kv_heads = 1;
+  Sequence dense;
+  dense.num_tokens = 27000;
+  RUN(shape, {dense});
+}
+
+TYPED_TEST(ChunkDecodeAttention, PartsOfMorePiecesThanThreadsAreJoined) {
+  Shape shape;  // 16 heads of 32 pieces, at most 256 or 384 threads
+  shape.num_heads = 16;
+  shape.num_kv_heads = 1;
+  shape.head_dim = 128;
+  RUN(shape, some_of(std::vector<std::int32_t>{12000}));
+}
+
+TYPED_TEST(ChunkDecodeAttention, KvHeadsOfALoneSequenceAreCutByThemselves) {
+  for (const std::int32_t num_kv_heads : {1, 3, 8, 40}) {
+    for (const std::int32_t num_tokens : {1, 256, 257, 2000}) {
+      Shape shape;
+      shape.num_heads = 2 * num_kv_heads;
+      shape.num_kv_heads = num_kv_heads;
+      RUN(shape, some_of(std::vector<std::int32_t>{num_tokens}));
+    }
+  }
+}
+
+TEST(DecodeAttentionPartition, StretchesCoverAllTilesAndKeepToEqualPairs) {
+  using decode_attention::Partition;
+  for (const std::int32_t pairs : {1, 2, 4, 5, 8, 40, 128, 200}) {
+    for (const std::int32_t tiles : {1, 2, 15, 16, 17, 48, 768, 7680}) {
+      for (const std::int32_t most : {1, 66, 108, 132, 264}) {
+        for (const std::int32_t least : {2, 8, 16, 24}) {
+          const Partition cut(pairs * tiles, most, least, pairs);
+          const std::string what = std::to_string(pairs) + " pairs of " + std::to_string(tiles) +
+                                   ", " + std::to_string(most) + " blocks";
+          ASSERT_GE(cut.num_stretches, 1) << what;
+          ASSERT_LE(cut.num_stretches, most) << what;
+          ASSERT_EQ(cut.begin(0), 0) << what;
+          ASSERT_EQ(cut.begin(cut.num_stretches), pairs * tiles) << what;
+          const bool keeps = cut.num_tiles == tiles;
+          for (std::int32_t s = 0; s < cut.num_stretches; ++s) {
+            const std::int32_t first = cut.begin(s);
+            const std::int32_t last = cut.begin(s + 1) - 1;
+            ASSERT_LE(first, last) << what;
+            ASSERT_LE(last - first, cut.short_size) << what;
+            ASSERT_EQ(cut.stretch_of(first), s) << what;
+            ASSERT_EQ(cut.stretch_of(last), s) << what;
+            if (keeps) ASSERT_EQ(first / tiles, last / tiles) << what;
+          }
+        }
+      }
+    }
+  }
+  EXPECT_EQ(Partition(0, 132, 16, 8).num_stretches, 0);
+  EXPECT_EQ(Partition(8 * 7680, 132, 16, 8).num_stretches, 128);
+  EXPECT_EQ(Partition(4 * 768, 132, 16, 4).num_stretches, 132);
+  EXPECT_EQ(Partition(40 * 7680, 132, 16, 40).num_stretches, 132);  // 120 would idle too many
+}
+
+TYPED_TEST(ChunkDecodeAttention, UnturnedKeysTakeInCachePositionsFromAnyRankOn) {
+  for (const std::int32_t head_dim : {64, 96, 128, 256}) {
+    for (const std::int32_t window : {0, 37, 300}) {
+      Shape shape;
+      shape.num_heads = head_dim == 96 ? 20 : 8;
+      shape.head_dim = head_dim;
+      shape.window = window;
+      shape.q_rotation = Rotation::kNone;
+      shape.k_rotation = Rotation::kNone;
+      shape.positions = Positions::kInCache;
+      RUN(shape, some_of(std::vector<std::int32_t>{700}));
+      RUN(shape, some_of({270, 17, 3}));
+      RUN(shape, some_of(std::vector<std::int32_t>{3}));  // the table has four rows
+    }
+  }
+}
+
 TYPED_TEST(ChunkDecodeAttention, DenseHasTheBitsOfEverythingListed) {
   using T = typename TypeParam::T;
   using Kv = typename TypeParam::Kv;
@@ -193,6 +271,80 @@ TYPED_TEST(ChunkDecodeAttention, ACapturedLaunchServesAGrowingSequence) {
               0)
         << "replay " << i;
     if (i % 13 == 0) problem.check(want);
+  }
+}
+
+/// Lets the next kernel begin at once, and writes only a while later.
+template <typename T>
+__global__ void write_late_kernel(const T* values, T* out, std::int64_t size) {
+  decode_attention::release_next();
+  const long long start = clock64();
+  while (clock64() - start < 40000) {
+  }
+  for (std::int64_t i = threadIdx.x; i < size; i += blockDim.x) out[i] = values[i];
+}
+
+TYPED_TEST(ChunkDecodeAttention, OverlappingLaunchesWaitForWhatTheKernelInFrontWrites) {
+  using T = typename TypeParam::T;
+  using Kv = typename TypeParam::Kv;
+  using decode_attention::Overlap;
+  Shape shape;
+  shape.num_kv_heads = 1;  // so that a token's key is one row
+  for (const std::int32_t length : {20, 2500}) {
+    Problem<T, Kv> problem(shape, some_of(std::vector<std::int32_t>{length}), this->seed());
+    problem.upload();
+    const Outputs want = problem.run(this->stream_);
+    problem.check(want);
+    const DeviceBuffer<T> queries(problem.q);
+    const std::size_t newest = problem.place(0, length - 1, 0);
+    const auto row = static_cast<std::ptrdiff_t>(newest);
+    const DeviceBuffer<Kv> key(
+        std::vector<Kv>(problem.keys.begin() + row, problem.keys.begin() + row + 64));
+    const DeviceBuffer<Kv> value(
+        std::vector<Kv>(problem.values.begin() + row, problem.values.begin() + row + 64));
+    enum Written { kQueries, kKey, kValue };
+    for (const Overlap overlap : {Overlap::kNone, Overlap::kLaunch, Overlap::kPast}) {
+      for (const Written written : {kQueries, kKey, kValue}) {
+        auto args = problem.args();
+        args.overlap = overlap;
+        const auto enqueue = [&](cudaStream_t stream) -> Status {
+          void* const place = written == kQueries ? static_cast<void*>(problem.d_q->data())
+                              : written == kKey
+                                  ? static_cast<void*>(problem.d_keys->data() + newest)
+                                  : static_cast<void*>(problem.d_values->data() + newest);
+          const std::size_t bytes =
+              written == kQueries ? problem.q.size() * sizeof(T) : 64 * sizeof(Kv);
+          CHUNKLLM_RETURN_IF_ERROR(
+              cuda::cuda_status(cudaMemsetAsync(place, 0xff, bytes, stream), "cudaMemsetAsync"));
+          if (written == kQueries) {
+            write_late_kernel<<<1, 64, 0, stream>>>(queries.data(), problem.d_q->data(),
+                                                    static_cast<std::int64_t>(problem.q.size()));
+          } else {
+            write_late_kernel<<<1, 64, 0, stream>>>(
+                (written == kKey ? key : value).data(),
+                (written == kKey ? problem.d_keys : problem.d_values)->data() + newest, 64);
+          }
+          CHUNKLLM_RETURN_IF_ERROR(cuda::launch_status("write_late_kernel"));
+          for (int i = 0; i < 3; ++i) {  // the later ones use the workspace of the first
+            CHUNKLLM_RETURN_IF_ERROR(launch_chunk_decode_attention(args, stream));
+          }
+          return {};
+        };
+        for (const bool captured : {false, true}) {
+          problem.d_out->poison();
+          problem.d_lse->poison();
+          ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));
+          if (captured) {
+            this->replay_as_graph(enqueue, 5);
+          } else {
+            ASSERT_TRUE(succeeds(enqueue(this->stream_)));
+          }
+          ASSERT_TRUE(same_bits(want, problem.outputs()))
+              << length << " tokens, overlap " << static_cast<int>(overlap) << ", late "
+              << static_cast<int>(written) << (captured ? ", graph" : ", stream");
+        }
+      }
+    }
   }
 }
 
@@ -523,7 +675,7 @@ TEST_F(LongContext, SampledHeadsOf120KTokensEqualDoubles) {
         }
       }
       // As `Problem::expected`; a chain of sums is as long as the tokens of one warp: at most 2,048
-      // on a device of 60 SMs or more.
+      // on a device of 64 SMs or more.
       const double error = size * (2.0 * kDim + 16.0) * 0x1p-24;
       std::vector<double> bounds(kDim);
       for (std::size_t d = 0; d < kDim; ++d) {

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <limits>
 #include <ostream>
+#include <span>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -25,6 +27,30 @@ using testing::PrefillCase;
 using testing::PrefillRun;
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+/// Nothing where all values are equal; else how many differ, in which rows, and by how much.
+std::string difference(std::span<const float> a, std::span<const float> b, std::size_t row_size) {
+  if (a.size() != b.size()) return "sizes differ";
+  std::size_t count = 0;
+  std::size_t first = 0;
+  std::size_t last = 0;
+  float largest = 0.0F;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (a[i] == b[i]) continue;
+    if (count++ == 0) first = i;
+    last = i;
+    const float apart = std::abs(a[i] - b[i]);
+    if (!(apart <= largest)) largest = apart;  // NaN stays
+  }
+  if (count == 0) return {};
+  std::ostringstream text;
+  text.precision(9);
+  text << count << " of " << a.size() << " values differ, from row " << first / row_size
+       << " value " << first % row_size << " (" << a[first] << " for " << b[first] << ") to row "
+       << last / row_size << " value " << last % row_size << " (" << a[last] << " for " << b[last]
+       << "), at most by " << largest;
+  return text.str();
+}
 
 /// Every test runs both versions; wgmma is skipped where the device or the build has none.
 class ChunkPrefillAttention : public DeviceTest, public ::testing::WithParamInterface<PrefillPath> {
@@ -205,6 +231,16 @@ TEST_P(ChunkPrefillAttention, LongDenseTextEqualsTheCpu) {
 
 // A row's result depends on its own query, its set and the cache: not on where its tile, its block
 // of rows or its prefill block ends.
+/// The largest difference relative to the value, or to 1 below it; NaN counts as infinite.
+float largest_apart(std::span<const float> a, std::span<const float> b) {
+  float largest = a.size() == b.size() ? 0.0F : std::numeric_limits<float>::infinity();
+  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+    const float apart = std::abs(a[i] - b[i]) / std::max(1.0F, std::abs(a[i]));
+    if (!(apart <= largest)) largest = apart == apart ? apart : HUGE_VALF;
+  }
+  return largest;
+}
+
 TEST_P(ChunkPrefillAttention, ARowIsTheSameWhateverStandsBesideIt) {
   PrefillCase whole;
   whole.num_heads = 6;
@@ -212,18 +248,31 @@ TEST_P(ChunkPrefillAttention, ARowIsTheSameWhateverStandsBesideIt) {
   whole.tile_rows = {200};
   whole.listed = {0};
   whole.tail_back = 1 << 20;
+  // On wgmma a score's last bit depends on the row's place among sixteen: these tiles keep it.
+  const std::vector<std::int32_t> same_places = {64, 64, 72};
   for (const std::int32_t window : {0, 90}) {
     whole.window = window;
     PrefillRun<__nv_bfloat16> all(whole, GetParam(), seed());
     ASSERT_TRUE(all.run(stream_));
+    PrefillRun<__nv_bfloat16> again(whole, GetParam(), seed());
+    ASSERT_TRUE(again.run(stream_));
+    EXPECT_EQ(difference(again.out(), all.out(), all.q_width()), "")
+        << "the same once more, window " << window;
     for (const std::vector<std::int32_t>& tiles :
-         {std::vector<std::int32_t>(200, 1), {64, 64, 72}, {17, 50, 1, 132}}) {
+         {same_places, std::vector<std::int32_t>(200, 1), {17, 50, 1, 132}}) {
       PrefillCase cut = whole;
       cut.tile_rows = tiles;
       PrefillRun<__nv_bfloat16> parts(cut, GetParam(), seed());
       ASSERT_TRUE(parts.run(stream_));
-      EXPECT_EQ(parts.out(), all.out()) << tiles.size() << " tiles, window " << window;
-      EXPECT_EQ(parts.lse(), all.lse()) << tiles.size() << " tiles, window " << window;
+      const std::string what =
+          std::to_string(tiles.size()) + " tiles, window " + std::to_string(window);
+      if (GetParam() == PrefillPath::kMma || tiles == same_places) {
+        EXPECT_EQ(difference(parts.lse(), all.lse(), 6), "") << "lse, " << what;
+        EXPECT_EQ(difference(parts.out(), all.out(), all.q_width()), "") << what;
+      } else {
+        EXPECT_LE(largest_apart(parts.lse(), all.lse()), 0x1p-20F) << "lse, " << what;
+        EXPECT_LE(largest_apart(parts.out(), all.out()), 0x1p-7F) << what;
+      }
     }
     PrefillCase last = whole;  // the rows from 130 on, as a later block of the prompt
     last.first_token = 130;
@@ -234,11 +283,13 @@ TEST_P(ChunkPrefillAttention, ARowIsTheSameWhateverStandsBesideIt) {
     std::copy(all.q().begin() + std::ptrdiff_t(130 * all.q_width()), all.q().end(),
               later.q().begin());
     ASSERT_TRUE(later.run(stream_));
-    for (std::int32_t r = 0; r < 70; ++r) {
-      const auto a = later.out_row(r);
-      const auto b = all.out_row(130 + r);
-      ASSERT_TRUE(std::equal(a.begin(), a.end(), b.begin()))
-          << "row " << r << ", window " << window;
+    const std::span<const float> same_rows =
+        std::span<const float>(all.out()).subspan(130 * all.q_width());
+    if (GetParam() == PrefillPath::kMma) {
+      EXPECT_EQ(difference(later.out(), same_rows, all.q_width()), "")
+          << "rows from 130 on, window " << window;
+    } else {
+      EXPECT_LE(largest_apart(later.out(), same_rows), 0x1p-7F) << "window " << window;
     }
   }
 }

@@ -138,7 +138,7 @@ class DeviceBackboneTest : public testing::DeviceTest {
   template <typename T>
   void check_logits(const BackboneConfig& config);
 
-  static constexpr std::int32_t kRowCounts[] = {1, 2, 3, 8, 9, 33};
+  static constexpr std::int32_t kRowCounts[] = {1, 2, 3, 8, 9, 16, 17, 33};
   static constexpr std::int64_t kLayer = 1;
 };
 
@@ -362,7 +362,7 @@ TEST_F(DeviceBackboneTest, EmbeddingsEqualTheCpu) {
 TEST_F(DeviceBackboneTest, AFewRowsHaveTheBitsOfOneRow) {
   const auto pair = Pair<__nv_bfloat16>::make(config_with_everything(), stream_);
   ASSERT_NE(pair, nullptr);
-  constexpr std::int32_t kRows = 8;
+  constexpr std::int32_t kRows = DeviceBackbone<__nv_bfloat16>::kMaxVectorRows;
   const std::vector<float> before = random_rows(kRows * 32, seed());
   const std::vector<__nv_bfloat16> attended =
       testing::rounded<__nv_bfloat16>(random_rows(kRows * 32, seed() + 1));
@@ -387,7 +387,7 @@ TEST_F(DeviceBackboneTest, AFewRowsHaveTheBitsOfOneRow) {
 TEST_F(DeviceBackboneTest, GraphsReplayALayer) {
   const auto pair = Pair<__nv_bfloat16>::make(config_with_everything(), stream_);
   ASSERT_NE(pair, nullptr);
-  for (const std::int32_t rows : {2, 5, 33}) {
+  for (const std::int32_t rows : {2, 5, 16, 33}) {
     const auto size = static_cast<std::size_t>(rows) * 32;
     const std::vector<float> before = random_rows(size, seed());
     const testing::DeviceBuffer<__nv_bfloat16> attended(
@@ -419,7 +419,7 @@ TEST_F(DeviceBackboneTest, GraphsReplayALayer) {
 TEST_F(DeviceBackboneTest, NaNStaysInItsRow) {
   const auto pair = Pair<__half>::make(config_with_everything(), stream_);
   ASSERT_NE(pair, nullptr);
-  for (const std::int32_t rows : {3, 12}) {
+  for (const std::int32_t rows : {3, 12, 20}) {
     std::vector<float> before = random_rows(static_cast<std::size_t>(rows) * 32, seed());
     before[32 + 4] = std::numeric_limits<float>::quiet_NaN();
     const testing::DeviceBuffer<float> hidden(before);

@@ -1,4 +1,5 @@
 // Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -122,9 +123,9 @@ class MatrixVector : public testing::DeviceTest {
 };
 
 TEST_F(MatrixVector, SumsEqualDoublesAtOddSizes) {
-  for (const int k : {8, 24, 64, 128, 136, 576, 1000, 1024, 1032, 1536}) {
-    for (const int n : {1, 15, 16, 17, 70}) {
-      for (const int m : {1, 3, 8, 9, 16}) {
+  for (const int k : {8, 24, 56, 64, 72, 128, 136, 504, 512, 520, 576, 1000, 1024, 1032, 1536}) {
+    for (const int n : {1, 15, 16, 17, 31, 32, 33, 70}) {
+      for (const int m : {1, 2, 3, 8, 9, 16}) {
         check_sums<__nv_bfloat16>(n, k, m);
         if (HasFatalFailure()) return;
       }
@@ -179,6 +180,54 @@ TEST_F(MatrixVector, ARowOfABatchHasTheBitsOfTheRowAlone) {
                   alone[static_cast<std::size_t>(r)])
             << "k " << k << ", row " << r << " of " << m;
       }
+    }
+  }
+}
+
+TEST_F(MatrixVector, RowsHeldInSharedMemoryHaveTheBitsOfTheRowAlone) {
+  // Enough tiles that x is copied on devices of up to 140 multiprocessors; the last is not full.
+  constexpr int kOutputs = 9002;
+  for (const int k : {8, 200, 576, 1536}) {
+    for (const Epilogue epilogue : {Epilogue::kStore, Epilogue::kSiluGate}) {
+      const int results = epilogue == Epilogue::kSiluGate ? kOutputs / 2 : kOutputs;
+      const Operands<__nv_bfloat16> operands(kOutputs, k, 16, seed());
+      std::vector<std::vector<float>> alone;
+      for (int r = 0; r < 16; ++r) {
+        MatrixVectorArgs<__nv_bfloat16> args = operands.args();
+        args.epilogue = epilogue;
+        args.num_rows = 1;
+        args.x += static_cast<std::int64_t>(r) * args.x_stride;
+        alone.push_back(widened(product(args, results)));
+      }
+      for (const int m : {2, 3, 8, 9, 16}) {
+        MatrixVectorArgs<__nv_bfloat16> args = operands.args();
+        args.epilogue = epilogue;
+        args.num_rows = m;
+        const std::vector<float> y = widened(product(args, results));
+        for (int r = 0; r < m; ++r) {
+          ASSERT_TRUE(std::equal(alone[static_cast<std::size_t>(r)].begin(),
+                                 alone[static_cast<std::size_t>(r)].end(), y.begin() + r * results))
+              << "k " << k << ", row " << r << " of " << m << ", epilogue "
+              << static_cast<int>(epilogue);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(MatrixVector, RowsThatDoNotFitSharedMemoryEqualDoubles) {
+  // 16 rows of 8192 values are 264 KB; sums of some outputs are checked.
+  constexpr int kOutputs = 8600;
+  constexpr int kFeatures = 8192;
+  const Operands<__nv_bfloat16> operands(kOutputs, kFeatures, 16, seed());
+  const std::vector<__nv_bfloat16> y = product(operands.args(), kOutputs);
+  for (int i = 0; i < kOutputs; i += 409) {
+    for (int r = 0; r < 16; r += 5) {
+      const auto [value, magnitude] = operands.sum(r, i);
+      const double bound = operands.sum_bound(magnitude) * 2 + std::abs(value) * 0x1p-8;
+      const double got = widened(y[static_cast<std::size_t>(r) * kOutputs + i]);
+      ASSERT_TRUE(std::abs(got - value) <= bound)
+          << "row " << r << ", output " << i << ": " << got << " instead of " << value;
     }
   }
 }

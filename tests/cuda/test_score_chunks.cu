@@ -6,6 +6,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "chunkllm/chunk/score_chunks.hpp"
@@ -34,6 +35,10 @@ struct Shape {
   bool has_open = true;
   HeadJoin join = HeadJoin::kMax;
   std::int32_t slack = 5;  // chunks a sequence's room is larger than the longest
+  bool has_absent = true;  // every fourth trigger
+  bool has_integers = false;
+  float scale = 0.25F;
+  float query_size = 1.0F;  // factor of the queries
 };
 
 /// Random operands of all layers and triggers, on the host and on the device.
@@ -51,6 +56,7 @@ class ScoreRun {
     const auto layers = static_cast<std::size_t>(shape.num_layers);
     const std::size_t rows = layers * triggers_.count();
     queries_ = normal(rows * query_size());
+    for (float& value : queries_) value *= shape.query_size;
     null_ = normal(rows * heads());
     bias_ = normal(layers * heads() * kNumDistanceBins);
     open_keys_ = normal(rows * key_size());
@@ -67,6 +73,7 @@ class ScoreRun {
 
   std::vector<float>& queries() { return queries_; }
   std::vector<float>& bias() { return bias_; }
+  [[nodiscard]] const std::vector<float>& null_logits() const { return null_; }
   [[nodiscard]] const DeviceTriggerList& triggers() const { return triggers_; }
 
   void upload() {
@@ -91,13 +98,39 @@ class ScoreRun {
     args.num_key_heads = shape_.num_key_heads;
     args.key_dim = shape_.key_dim;
     args.adds_log_length = shape_.has_lengths;
-    args.scale = kScale;
+    args.scale = shape_.scale;
     args.head_join = shape_.join;
     args.scores = scores_[0].data();
     args.score_stride = stride_;
     args.workspace = workspace_[0].data();
     args.workspace_bytes = workspace_bytes_;
     return args;
+  }
+  /// As args(), of triggers [first, first + count) alone, for one layer.
+  [[nodiscard]] DeviceScoreArgs<Key> part(std::size_t first, std::int32_t count) const {
+    DeviceScoreArgs<Key> part = args();
+    part.queries += first * query_size();
+    if (part.maybe_null != nullptr) part.maybe_null += first * heads();
+    if (part.maybe_open_keys != nullptr) part.maybe_open_keys += first * key_size();
+    part.scores += static_cast<std::int64_t>(first) * part.score_stride;
+    part.triggers.tokens += first;
+    part.triggers.maybe_seqs += first;
+    part.triggers.count = count;
+    return part;
+  }
+  /// As args(), of one layer alone.
+  [[nodiscard]] DeviceScoreArgs<Key> layer_part(std::size_t layer) const {
+    DeviceScoreArgs<Key> part = args();
+    const std::size_t rows = layer * triggers_.count();
+    part.queries += rows * query_size();
+    if (part.maybe_null != nullptr) part.maybe_null += rows * heads();
+    if (part.maybe_bias != nullptr) part.maybe_bias += layer * heads() * kNumDistanceBins;
+    if (part.maybe_open_keys != nullptr) part.maybe_open_keys += rows * key_size();
+    part.keys += layer * static_cast<std::size_t>(part.table.num_seqs) *
+                 static_cast<std::size_t>(chunks_.max_chunks()) * key_size();
+    part.scores += static_cast<std::int64_t>(rows) * part.score_stride;
+    part.num_layers = 1;
+    return part;
   }
   void poison() {
     scores_[0].poison();
@@ -138,8 +171,6 @@ class ScoreRun {
   }
 
  private:
-  static constexpr float kScale = 0.25F;
-
   [[nodiscard]] std::size_t heads() const { return static_cast<std::size_t>(shape_.num_heads); }
   [[nodiscard]] std::size_t dim() const { return static_cast<std::size_t>(shape_.key_dim); }
   [[nodiscard]] std::size_t query_size() const { return heads() * dim(); }
@@ -153,7 +184,11 @@ class ScoreRun {
     for (std::size_t i = 0; i < seqs.size(); ++i) {
       const std::int32_t last = chunks_.last_boundary(static_cast<std::size_t>(seqs[i]));
       const auto earlier = static_cast<std::int32_t>(random_() % static_cast<unsigned>(last + 1));
-      tokens.push_back(i % 4 == 0 ? last : i % 4 == 1 ? last + 6 : i % 4 == 2 ? -1 : earlier);
+      if (shape_.has_absent) {
+        tokens.push_back(i % 4 == 0 ? last : i % 4 == 1 ? last + 6 : i % 4 == 2 ? -1 : earlier);
+      } else {
+        tokens.push_back(i % 5 == 0 ? last : earlier);
+      }
     }
     return tokens;
   }
@@ -164,6 +199,7 @@ class ScoreRun {
       float sum = 0.0F;
       for (int k = 0; k < 3; ++k) sum += static_cast<float>(random_() >> 8) * 0x1p-24F;
       value = 2.0F * sum - 3.0F;
+      if (shape_.has_integers) value = std::round(value);
     }
     return values;
   }
@@ -171,6 +207,13 @@ class ScoreRun {
   /// z is a sum of key_dim products plus a logarithm and a bias; its error goes through exp into
   /// every probability. The softmax's sum adds a rounding a candidate, and its rescalings (at most
   /// 16 in a lane, then one a merge of lanes and stretches) 5 roundings each.
+  ///
+  /// With f32 keys a product adds one rounding, u = 2^-24. Tensor cores multiply exactly and add in
+  /// steps of at most 16 products and the sum so far: each addend is cut where the largest has its
+  /// 24th bit, and so is their sum. Done in two halves of 8 that is at most 2 (8 + 2) cuts of 2u of
+  /// what the sum may reach, sum |q k|: 40u for 16 features, for which 3u a feature stand, of whole
+  /// steps of 32. The terms of q lose rounding twice: bf16 2^-9 2^-9 of each q; f16 less, but where
+  /// the second term is subnormal, 2^-25 of the largest q.
   void expect_row(const std::vector<float>& scores, std::size_t layer, std::size_t i) const {
     const ChunkTable& table = chunks_.table(triggers_.seq(i));
     const std::int32_t trigger = triggers_.token(i);
@@ -188,6 +231,7 @@ class ScoreRun {
       }
     }
     double size = 0.0;
+    double cut_size = 0.0;  // the same for the largest q in place of each
     const std::size_t group = heads() / static_cast<std::size_t>(shape_.num_key_heads);
     const std::size_t first_row =
         (layer * static_cast<std::size_t>(chunks_.view().num_seqs) + triggers_.seq(i)) *
@@ -197,10 +241,16 @@ class ScoreRun {
           widen(keys_, (first_row + static_cast<std::size_t>(c)) * key_size(), key_size()));
       for (std::size_t h = 0; h < heads(); ++h) {
         double sum = 0.0;
+        double key_sum = 0.0;
+        double largest = 0.0;
         for (std::size_t d = 0; d < dim(); ++d) {
-          sum += std::abs(p.queries[h][d] * p.keys.back()[h / group * dim() + d]);
+          const double key = std::abs(p.keys.back()[h / group * dim() + d]);
+          sum += std::abs(p.queries[h][d]) * key;
+          key_sum += key;
+          largest = std::max(largest, std::abs(p.queries[h][d]));
         }
         size = std::max(size, sum);
+        cut_size = std::max(cut_size, largest * key_sum);
       }
       if (shape_.has_lengths) p.lengths.push_back(static_cast<double>(table.length(c)));
       p.last_tokens.push_back(table.end(c) - 1);
@@ -214,12 +264,17 @@ class ScoreRun {
     p.candidate_end = range.end;
     p.query_token = trigger;
     p.num_key_heads = shape_.num_key_heads;
-    p.scale = static_cast<double>(kScale);
+    p.scale = static_cast<double>(shape_.scale);
     p.mean_over_heads = shape_.join == HeadJoin::kMean;
     const oracle::Row expected = oracle::scores(p);
-    const double logit =
-        testing::kUnitRoundoff *
-        ((static_cast<double>(shape_.key_dim) + 3.0) * static_cast<double>(kScale) * size + 48.0);
+    const auto scale = static_cast<double>(shape_.scale);
+    double roundings = static_cast<double>(shape_.key_dim) + 3.0;
+    double split = 0.0;
+    if (!std::is_same_v<Key, float>) {
+      roundings = 3.0 * static_cast<double>((shape_.key_dim + 31) / 32 * 32) + 3.0;
+      split = std::is_same_v<Key, __half> ? 0x1p-22 * size + 0x1p-25 * cut_size : 0x1p-18 * size;
+    }
+    const double logit = testing::kUnitRoundoff * (roundings * scale * size + 48.0) + scale * split;
     std::vector<double> bounds;
     for (const double score : expected) {
       bounds.push_back(
@@ -270,7 +325,7 @@ class ScoreChunks : public testing::DeviceTest {
 };
 
 TEST_F(ScoreChunks, EqualsTheOracleWithEveryTerm) {
-  const std::vector<std::int32_t> num_chunks = {0, 1, 2, 6, 63, 64, 65, 127, 130, 515};
+  const std::vector<std::int32_t> num_chunks = {0, 1, 2, 6, 31, 32, 33, 65, 130, 515};
   for (int bits = 0; bits < 32; ++bits) {
     Shape shape;
     shape.has_null = (bits & 1) != 0;
@@ -292,10 +347,11 @@ TEST_F(ScoreChunks, KeyTypesHeadCountsAndKeySizes) {
     std::int32_t key_dim;
   };
   for (const Case& c :
-       {Case{1, 1, 8}, Case{1, 1, 64}, Case{1, 1, 128}, Case{1, 1, 96}, Case{3, 3, 256},
-        Case{1, 1, 512}, Case{2, 1, 64}, Case{7, 1, 128}, Case{8, 2, 40}, Case{12, 4, 128},
-        Case{28, 4, 128}, Case{16, 1, 192}, Case{10, 2, 256}, Case{4, 1, 512}, Case{9, 9, 64},
-        Case{20, 20, 128}, Case{32, 8, 128}}) {
+       {Case{1, 1, 8},     Case{1, 1, 64},   Case{1, 1, 128},  Case{1, 1, 96},  Case{3, 3, 256},
+        Case{1, 1, 512},   Case{2, 1, 64},   Case{7, 1, 128},  Case{8, 2, 40},  Case{12, 4, 128},
+        Case{28, 4, 128},  Case{16, 1, 192}, Case{10, 2, 256}, Case{4, 1, 512}, Case{9, 9, 64},
+        Case{20, 20, 128}, Case{32, 8, 128}, Case{9, 1, 96},   Case{6, 2, 136}, Case{7, 1, 320},
+        Case{48, 3, 64}}) {
     SCOPED_TRACE(std::to_string(c.num_heads) + " heads, " + std::to_string(c.num_key_heads) +
                  " key heads of " + std::to_string(c.key_dim));
     Shape shape;
@@ -339,18 +395,210 @@ TEST_F(ScoreChunks, ATriggersScoresDoNotDependOnTheOthers) {
   run.poison();
   // Each in a launch of its own, 50 sampled.
   for (std::size_t i = 0; i < seqs.size(); i += 12) {
-    DeviceScoreArgs<__half> args = run.args();
-    args.queries += i * 4 * 32;
-    args.maybe_open_keys += i * 2 * 32;
-    args.scores += static_cast<std::int64_t>(i) * args.score_stride;
-    args.triggers.tokens += i;
-    args.triggers.maybe_seqs += i;
-    args.triggers.count = 1;
-    ASSERT_TRUE(succeeds(launch_score_chunks(args, stream_)));
+    ASSERT_TRUE(succeeds(launch_score_chunks(run.part(i, 1), stream_)));
   }
   const std::vector<float> alone = run.download();
   for (std::size_t i = 0; i < seqs.size(); i += 12) {
     ASSERT_TRUE(run.row(alone, 0, i) == run.row(together, 0, i)) << "trigger " << i;
+  }
+}
+
+/// 20 triggers of one sequence, as in prefill, then some of two sequences by turns.
+std::vector<std::int32_t> mixed_seqs() {
+  std::vector<std::int32_t> seqs(20, 0);
+  for (std::int32_t i = 0; i < 20; ++i) seqs.push_back(i % 2);
+  return seqs;
+}
+
+TEST_F(ScoreChunks, PrefillBatchAndSingleTriggersAgreeToTheBit) {
+  for (const std::int32_t group : {1, 3, 4, 7, 9, 16}) {
+    for (const std::int32_t key_dim : {64, 96, 128, 192}) {
+      SCOPED_TRACE("groups of " + std::to_string(group) + ", " + std::to_string(key_dim) +
+                   " features");
+      Shape shape;
+      shape.num_layers = 1;
+      shape.num_heads = 2 * group;
+      shape.key_dim = key_dim;
+      shape.has_absent = false;
+      shape.has_bias = true;
+      shape.has_null = group == 3;
+      ScoreRun<__nv_bfloat16> run(shape, {161, 97}, mixed_seqs(), seed());
+      run.upload();
+      run.poison();
+      ASSERT_TRUE(succeeds(launch_score_chunks(run.args(), stream_)));
+      if (group == 7) run.expect_equals_oracle();
+      const std::vector<float> together = run.download();
+      for (const std::int32_t count : {1, 2, 3, 7, 8, 9, 19, 40}) {
+        run.poison();
+        for (std::size_t i = 0; i + static_cast<std::size_t>(count) <= 40;
+             i += static_cast<std::size_t>(count)) {
+          ASSERT_TRUE(succeeds(launch_score_chunks(run.part(i, count), stream_)));
+        }
+        const std::vector<float> apart = run.download();
+        for (std::size_t i = 0; i < static_cast<std::size_t>(40 / count * count); ++i) {
+          ASSERT_TRUE(run.row(apart, 0, i) == run.row(together, 0, i))
+              << "trigger " << i << " in launches of " << count;
+        }
+      }
+    }
+  }
+}
+
+TEST_F(ScoreChunks, OneToFortyTriggersOfASequenceEqualTheOracle) {
+  Shape shape;
+  shape.num_layers = 1;
+  shape.num_heads = 6;
+  shape.num_key_heads = 2;
+  shape.has_absent = false;
+  for (std::size_t count = 1; count <= 40; ++count) {
+    SCOPED_TRACE(std::to_string(count) + " triggers");
+    ScoreRun<__nv_bfloat16> run(shape, {100}, std::vector<std::int32_t>(count, 0), seed());
+    run.upload();
+    run.poison();
+    ASSERT_TRUE(succeeds(launch_score_chunks(run.args(), stream_)));
+    run.expect_equals_oracle();
+    if (HasFailure()) return;
+  }
+}
+
+TEST_F(ScoreChunks, AllLayersInOneLaunchAgreeWithEachAloneToTheBit) {
+  Shape shape;
+  shape.num_layers = 5;
+  shape.num_heads = 12;
+  shape.num_key_heads = 3;
+  shape.key_dim = 128;
+  shape.has_bias = true;
+  for (const bool has_null : {false, true}) {
+    shape.has_null = has_null;
+    ScoreRun<__half> run(shape, {300, 70}, {0, 1, 0}, seed());
+    run.upload();
+    run.poison();
+    ASSERT_TRUE(succeeds(launch_score_chunks(run.args(), stream_)));
+    const std::vector<float> together = run.download();
+    run.poison();
+    for (std::size_t layer = 0; layer < 5; ++layer) {
+      ASSERT_TRUE(succeeds(launch_score_chunks(run.layer_part(layer), stream_)));
+    }
+    const std::vector<float> apart = run.download();
+    for (std::size_t layer = 0; layer < 5; ++layer) {
+      for (std::size_t i = 0; i < 3; ++i) {
+        ASSERT_TRUE(run.row(apart, layer, i) == run.row(together, layer, i))
+            << "layer " << layer << ", trigger " << i;
+      }
+    }
+  }
+}
+
+/// Integers make all products and sums exact, so that logits of both passes are the same: a feature
+/// that meets the wrong one shows.
+template <typename Key>
+void expect_same_as_f32_keys(const Shape& shape, std::uint64_t seed, cudaStream_t stream) {
+  const std::vector<std::int32_t> seqs = mixed_seqs();
+  ScoreRun<float> exact(shape, {161, 97}, seqs, seed);
+  ScoreRun<Key> run(shape, {161, 97}, seqs, seed);
+  exact.upload();
+  run.upload();
+  exact.poison();
+  run.poison();
+  ASSERT_TRUE(succeeds(launch_score_chunks(exact.args(), stream)));
+  ASSERT_TRUE(succeeds(launch_score_chunks(run.args(), stream)));
+  const std::vector<float> expected = exact.download();
+  const std::vector<float> scores = run.download();
+  for (std::size_t i = 0; i < seqs.size(); ++i) {
+    const std::vector<float> a = exact.row(expected, 0, i);
+    const std::vector<float> b = run.row(scores, 0, i);
+    ASSERT_EQ(a.size(), b.size());
+    for (std::size_t c = 0; c < a.size(); ++c) {
+      // Only the softmax's sum has another order: a rounding a chunk, and of each exponential.
+      ASSERT_LE(std::abs(a[c] - b[c]), a[c] * 600.0F * 0x1p-24F + 1e-37F)
+          << "trigger " << i << ", candidate " << c << ": " << b[c] << ", expected " << a[c];
+    }
+  }
+}
+
+TEST_F(ScoreChunks, IntegersScoreAsWithF32Keys) {
+  for (const std::int32_t key_dim : {8, 24, 32, 64, 72, 96, 104, 128, 136, 192, 256, 512}) {
+    for (const std::int32_t group : {1, 4, 7}) {
+      SCOPED_TRACE("groups of " + std::to_string(group) + ", " + std::to_string(key_dim) +
+                   " features");
+      Shape shape;
+      shape.num_layers = 1;
+      shape.num_heads = 3 * group;
+      shape.num_key_heads = 3;
+      shape.key_dim = key_dim;
+      shape.has_integers = true;
+      shape.has_absent = false;
+      expect_same_as_f32_keys<__nv_bfloat16>(shape, seed(), stream_);
+      expect_same_as_f32_keys<__half>(shape, seed(), stream_);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+TEST_F(ScoreChunks, QueriesFarOutsideTheRangeOfHalfPrecision) {
+  for (const float size : {1e-30F, 1e-7F, 1e6F, 1e30F}) {
+    SCOPED_TRACE("queries of " + std::to_string(std::log10(size)) + " digits");
+    Shape shape;
+    shape.num_layers = 1;
+    shape.query_size = size;
+    shape.scale = 0.25F / size;
+    shape.has_open = false;
+    check<__half>(shape, {150, 71}, {0, 0, 1, 1, 0, 1});
+    check<__nv_bfloat16>(shape, {150, 71}, {0, 0, 1, 1, 0, 1});
+  }
+}
+
+TEST_F(ScoreChunks, AFaultyQueryDoesNotReachTheTriggersBesideIt) {
+  Shape shape;
+  shape.num_layers = 1;
+  shape.num_heads = 3;
+  shape.num_key_heads = 1;
+  shape.key_dim = 64;
+  shape.has_absent = false;
+  ScoreRun<__half> run(shape, {161}, std::vector<std::int32_t>(16, 0), seed());
+  run.upload();
+  run.poison();
+  ASSERT_TRUE(succeeds(launch_score_chunks(run.args(), stream_)));
+  const std::vector<float> sound = run.download();
+  run.queries()[5 * 3 * 64 + 70] = std::numeric_limits<float>::quiet_NaN();
+  run.queries()[10 * 3 * 64 + 1] = std::numeric_limits<float>::infinity();
+  run.upload();
+  run.poison();
+  ASSERT_TRUE(succeeds(launch_score_chunks(run.args(), stream_)));
+  const std::vector<float> faulty = run.download();
+  for (std::size_t i = 0; i < 16; ++i) {
+    const std::vector<float> row = run.row(faulty, 0, i);
+    if (i == 5 || i == 10) {
+      for (const float score : row) ASSERT_TRUE(std::isnan(score)) << "trigger " << i;
+    } else {
+      ASSERT_TRUE(row == run.row(sound, 0, i)) << "trigger " << i;
+    }
+  }
+}
+
+TEST_F(ScoreChunks, NullLogitsMayStandInWiderRows) {
+  Shape shape;
+  shape.has_null = true;
+  ScoreRun<__nv_bfloat16> run(shape, {90, 40}, {0, 1, 0, 0}, seed());
+  run.upload();
+  run.poison();
+  ASSERT_TRUE(succeeds(launch_score_chunks(run.args(), stream_)));
+  const std::vector<float> dense = run.download();
+  run.poison();
+  std::vector<float> wide(8 * 7, 1e30F);  // 2 layers of 4 triggers with 4 heads
+  for (std::size_t row = 0; row < 8; ++row) {
+    for (std::size_t h = 0; h < 4; ++h) wide[row * 7 + h] = run.null_logits()[row * 4 + h];
+  }
+  const DeviceBuffer<float> device_wide(wide);
+  DeviceScoreArgs<__nv_bfloat16> args = run.args();
+  args.maybe_null = device_wide.data();
+  args.null_stride = 7;
+  ASSERT_TRUE(succeeds(launch_score_chunks(args, stream_)));
+  const std::vector<float> strided = run.download();
+  for (std::size_t layer = 0; layer < 2; ++layer) {
+    for (std::size_t i = 0; i < 4; ++i) {
+      ASSERT_TRUE(run.row(strided, layer, i) == run.row(dense, layer, i)) << "trigger " << i;
+    }
   }
 }
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <ostream>
 #include <string>
@@ -31,6 +32,7 @@ void PrintTo(const BadCall& call, std::ostream* stream) {
 class BadCalls : public testing::Cli, public ::testing::WithParamInterface<BadCall> {};
 
 TEST_P(BadCalls, GiveOneClearLine) {
+  ::setenv("CUDA_VISIBLE_DEVICES", "", /*overwrite=*/1);  // a machine with a GPU says the same
   write("empty", "");
   write("one.txt", "a");
   write("latin1", "caf\xe9");
@@ -168,6 +170,15 @@ INSTANTIATE_TEST_SUITE_P(
         BadCall{
             "InspectContext", 2, "--context", {"inspect", "--model", "MODEL", "--context", "0"}},
         BadCall{"BenchDepth", 2, "--depths", {"bench", "--model", "MODEL", "--depths", "0"}},
+        BadCall{"BenchNoModel", 2, "--random-weights", {"bench", "--depths", "8"}},
+        BadCall{"BenchTwoModels",
+                2,
+                "--random-weights",
+                {"bench", "--model", "MODEL", "--random-weights", "llama-3.1-8b"}},
+        BadCall{"RandomWeightsOnTheCpu",
+                1,
+                "--device cuda",
+                {"bench", "--random-weights", "llama-3.1-8b"}},
         BadCall{"ChunksEmpty", 1, "no tokens", {"chunks", "--model", "MODEL", "--text", ""}}),
     [](const auto& test) { return std::string(test.param.name); });
 

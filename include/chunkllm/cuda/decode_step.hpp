@@ -1,15 +1,11 @@
 // Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <span>
-#include <string>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "chunkllm/chunk/chunk_boundary.hpp"
 #include "chunkllm/core/status.hpp"
@@ -17,18 +13,15 @@
 #include "chunkllm/cuda/device_batch.hpp"
 #include "chunkllm/cuda/device_buffer.hpp"
 #include "chunkllm/cuda/device_scorer.hpp"
+#include "chunkllm/cuda/device_set_chooser.hpp"
 #include "chunkllm/cuda/stream.hpp"
 #include "chunkllm/cuda/views.hpp"
 #include "chunkllm/kernels/batch_state.cuh"
 #include "chunkllm/kernels/chunk_decode_attention.cuh"
 #include "chunkllm/kernels/chunk_keys.cuh"
 #include "chunkllm/kernels/detect_boundaries.cuh"
-#include "chunkllm/kernels/join_scores.cuh"
 #include "chunkllm/kernels/next_token.cuh"
-#include "chunkllm/kernels/plan_attended_sets.cuh"
 #include "chunkllm/kernels/rope_store.cuh"
-#include "chunkllm/kernels/score_chunks.cuh"
-#include "chunkllm/kernels/select_chunks.cuh"
 
 namespace chunkllm::cuda {
 
@@ -74,11 +67,16 @@ class DecodeStep {
   DecodeStep& operator=(DecodeStep&& other) noexcept = default;
 
   /// [num_seqs] ids that the next step reads; a step leaves the likeliest next ones there.
-  [[nodiscard]] std::int32_t* tokens() const { return tokens_.data(); }
-  /// [num_seqs] 0: the sequence sits the step out.
+  [[nodiscard]] std::int32_t* tokens() const {
+    return reinterpret_cast<std::int32_t*>(inputs_.data());
+  }
+  /// [num_seqs] not 0: the token wants to end its chunk; read without a Chunk Adapter. Lies behind
+  /// `tokens()`, so that one copy of 5 bytes a sequence brings both.
+  [[nodiscard]] std::uint8_t* wanted() const {
+    return inputs_.data() + num_seqs() * std::int64_t{sizeof(std::int32_t)};
+  }
+  /// [num_seqs] 0: the sequence sits the step out, as one without room for a token does.
   [[nodiscard]] std::uint8_t* active() const { return active_.data(); }
-  /// [num_seqs] not 0: the token wants to end its chunk; read without a Chunk Adapter.
-  [[nodiscard]] std::uint8_t* wanted() const { return wanted_.data(); }
   /// [num_seqs, vocab_size] of the last step.
   [[nodiscard]] const float* logits() const { return logits_.data(); }
   [[nodiscard]] float* mutable_logits() const { return logits_.data(); }
@@ -90,30 +88,38 @@ class DecodeStep {
   [[nodiscard]] float* hidden() const { return hidden_.data(); }
   /// [num_seqs, 3] boundaries, forced ones, refreshes of all steps.
   [[nodiscard]] const std::int32_t* counters() const { return counters_.data(); }
+  /// [num_seqs] whether the last step's tokens ended a chunk: 0 no, 1 yes, 2 forced by its length.
+  [[nodiscard]] const std::uint8_t* boundary_flags() const { return boundary_flags_.data(); }
+  /// [num_seqs] what the Chunk Adapter gave the last step's tokens.
+  [[nodiscard]] const float* probabilities() const { return probabilities_.data(); }
   /// [num_seqs] position of the last step's token where it triggered a refresh, else -1.
   [[nodiscard]] std::int32_t* triggers() const { return triggers_.data(); }
 
   /// Enqueues one step.
   Status enqueue(cudaStream_t stream) const {
+    CHUNKLLM_RETURN_IF_ERROR(kernels::launch_advance_tokens(
+        batch_->num_tokens(), active_.data(), batch_->options().max_tokens, batch_->step_tokens(),
+        num_seqs(), stream));
     CHUNKLLM_RETURN_IF_ERROR(
-        kernels::launch_advance_tokens(batch_->num_tokens(), active_.data(), num_seqs(), stream));
-    CHUNKLLM_RETURN_IF_ERROR(
-        backbone_->embed(run_on(stream), tokens_.data(), num_seqs(), hidden_.data()));
+        backbone_->embed(run_on(stream), tokens(), num_seqs(), hidden_.data()));
     const bool selects = !batch_->options().dense;
     const bool by_layer = selects && batch_->options().chunk.selection == Selection::kLayer;
     for (std::int64_t layer = 0; layer < config().num_layers; ++layer) {
       CHUNKLLM_RETURN_IF_ERROR(project(layer, stream));
-      if (by_layer && layer > 0) CHUNKLLM_RETURN_IF_ERROR(refresh(layer, 1, stream));
+      if (by_layer && layer > 0) CHUNKLLM_RETURN_IF_ERROR(refresh_layer(layer, stream));
       CHUNKLLM_RETURN_IF_ERROR(attend(layer, stream));
       CHUNKLLM_RETURN_IF_ERROR(backbone_->finish_layer(run_on(stream), layer, attended_.data(),
                                                        num_seqs(), hidden_.data()));
       if (selects && layer == 0) {
         CHUNKLLM_RETURN_IF_ERROR(detect(stream));
         // The first layer learns of a boundary from its own output: its set acts a token later.
-        if (by_layer) CHUNKLLM_RETURN_IF_ERROR(refresh(layer, 1, stream));
+        if (by_layer) CHUNKLLM_RETURN_IF_ERROR(refresh_layer(layer, stream));
       }
     }
-    if (selects && !by_layer) CHUNKLLM_RETURN_IF_ERROR(refresh(0, config().num_layers, stream));
+    if (selects && !by_layer) {
+      CHUNKLLM_RETURN_IF_ERROR(update_keys(0, config().num_layers, stream));
+      CHUNKLLM_RETURN_IF_ERROR(choose_shared(stream));
+    }
     CHUNKLLM_RETURN_IF_ERROR(
         backbone_->logits(run_on(stream), hidden_.data(), num_seqs(), logits_.data()));
     kernels::NextTokenArgs<float> next;
@@ -121,22 +127,47 @@ class DecodeStep {
     next.logits_stride = config().vocab_size;
     next.num_rows = num_seqs();
     next.vocab_size = static_cast<std::int32_t>(config().vocab_size);
-    next.maybe_tokens = tokens_.data();
-    return kernels::launch_next_token(next, stream);
+    next.maybe_tokens = likeliest_.data();
+    CHUNKLLM_RETURN_IF_ERROR(kernels::launch_next_token(next, stream));
+    return kernels::launch_take_tokens(likeliest_.data(), batch_->step_tokens(), tokens(),
+                                       num_seqs(), stream);
   }
 
-  /// The step as a graph, captured at the first call and replayed ever after.
+  /// The step as a graph. The first call enqueues it kernel by kernel, which also loads them all;
+  /// the second captures the graph, which is replayed ever after.
   Status replay(cudaStream_t stream) {
+    if (!was_run_) {
+      was_run_ = true;
+      return enqueue(stream);
+    }
     if (graph_ == nullptr) CHUNKLLM_RETURN_IF_ERROR(capture(stream));
     return cuda_status(cudaGraphLaunch(graph_.get(), stream), "cudaGraphLaunch");
   }
 
-  /// Chooses the sets anew with queries that stand in the step's memory: `prepare_prompt_end` of a
-  /// prefill writes them. `maybe_tail_tokens`: see `PlanArgs`.
-  Status select_sets(std::int64_t first_layer, std::int64_t num_layers,
-                     const DeviceAttendedSets& sets, const std::int32_t* maybe_tail_tokens,
-                     cudaStream_t stream) const {
-    return choose(first_layer, num_layers, sets, maybe_tail_tokens, stream);
+  /// Chooses the sets of `triggers()` anew with queries that stand in the step's memory: a prefill
+  /// block leaves those of its last token there.
+  ///
+  /// \param num_layers         more than one: they share the sets
+  /// \param maybe_tail_tokens  see `PlanArgs`
+  Status choose(std::int64_t first_layer, std::int64_t num_layers, const DeviceAttendedSets& sets,
+                const std::int32_t* maybe_tail_tokens, cudaStream_t stream) const {
+    SetRequest request;
+    request.triggers = {triggers_.data(), nullptr, num_seqs()};
+    request.first_layer = first_layer;
+    request.num_layers = num_layers;
+    request.queries = queries(first_layer);
+    if (scorer_->uses_open_key()) request.maybe_open_keys = open_keys(first_layer);
+    request.sets = sets;
+    request.maybe_tail_tokens = maybe_tail_tokens;
+    return chooser_.choose(request, stream);
+  }
+  /// Chooses one set for all layers, likewise.
+  Status choose_shared(cudaStream_t stream) const {
+    CHUNKLLM_RETURN_IF_ERROR(
+        choose(0, config().num_layers, batch_->shared_sets(), nullptr, stream));
+    return kernels::launch_spread_sets(batch_->all_sets(), triggers_.data(),
+                                       static_cast<std::int32_t>(config().num_layers), num_seqs(),
+                                       stream);
   }
 
   /// A layer's queries [num_seqs, query_size] and keys of open chunks [num_seqs, key_size].
@@ -170,9 +201,9 @@ class DecodeStep {
     const auto query_size = static_cast<std::size_t>(config().query_size());
     const auto kv_size = static_cast<std::size_t>(config().kv_size());
     const auto hidden_size = static_cast<std::size_t>(config().hidden_size);
-    CHUNKLLM_RETURN_IF_ERROR(make(tokens_, seqs, stream));
+    CHUNKLLM_RETURN_IF_ERROR(make(inputs_, seqs * (sizeof(std::int32_t) + 1), stream));
     CHUNKLLM_RETURN_IF_ERROR(make(active_, seqs, stream));
-    CHUNKLLM_RETURN_IF_ERROR(make(wanted_, seqs, stream));
+    CHUNKLLM_RETURN_IF_ERROR(make(likeliest_, seqs, stream));
     CHUNKLLM_RETURN_IF_ERROR(make(hidden_, seqs * hidden_size, stream));
     CHUNKLLM_RETURN_IF_ERROR(make(normed_, layers * seqs * hidden_size, stream));
     CHUNKLLM_RETURN_IF_ERROR(make(qkv_, seqs * (query_size + 2 * kv_size), stream));
@@ -190,33 +221,22 @@ class DecodeStep {
     CHUNKLLM_RETURN_IF_ERROR(kernels::init_decode_attention_workspace(
         attention_workspace_.data(), attention_workspace_.size(), stream));
     if (batch_->options().dense) return {};
-    const auto chunks = static_cast<std::size_t>(batch_->max_chunks());
     CHUNKLLM_RETURN_IF_ERROR(make(triggers_, seqs, stream));
     CHUNKLLM_RETURN_IF_ERROR(make(counters_, seqs * 3, stream));
+    CHUNKLLM_RETURN_IF_ERROR(make(boundary_flags_, seqs, stream));
+    CHUNKLLM_RETURN_IF_ERROR(make(probabilities_, seqs, stream));
     CHUNKLLM_RETURN_IF_ERROR(make(
         queries_, layers * seqs * static_cast<std::size_t>(scorer_->shape().query_size()), stream));
     if (scorer_->uses_open_key()) {
       CHUNKLLM_RETURN_IF_ERROR(
           make(open_keys_, layers * seqs * static_cast<std::size_t>(batch_->key_size()), stream));
     }
-    CHUNKLLM_RETURN_IF_ERROR(make(scores_, scored_layers() * seqs * chunks, stream));
-    CHUNKLLM_RETURN_IF_ERROR(make(joined_, seqs * chunks, stream));
-    CHUNKLLM_RETURN_IF_ERROR(make(chosen_, seqs * chunks, stream));
-    CHUNKLLM_RETURN_IF_ERROR(make(num_chosen_, seqs, stream));
-    CHUNKLLM_RETURN_IF_ERROR(make(num_nan_, seqs, stream));
-    std::vector<std::uint8_t> selectable;
-    for (std::int64_t layer = 0; layer < config().num_layers; ++layer) {
-      selectable.push_back(batch_->is_windowed(layer) ? 0 : 1);
-    }
-    CHUNKLLM_RETURN_IF_ERROR(make(selectable_, selectable.size(), stream));
-    CHUNKLLM_RETURN_IF_ERROR(selectable_.upload(std::span<const std::uint8_t>(selectable), stream));
-    const std::size_t workspace = std::max(
-        kernels::score_chunks_workspace_bytes(
-            static_cast<std::int32_t>(scored_layers()), num_seqs(),
-            static_cast<std::int32_t>(scorer_->shape().num_heads), batch_->max_chunks()),
-        kernels::join_scores_workspace_bytes(batch_->options().chunk.selection,
-                                             static_cast<std::int32_t>(layers), num_seqs()));
-    CHUNKLLM_RETURN_IF_ERROR(make(workspace_, workspace, stream));
+    const bool by_layer = batch_->options().chunk.selection == Selection::kLayer;
+    CHUNKLLM_ASSIGN_OR_RETURN(
+        chooser_,
+        DeviceSetChooser<T>::create(config(), *scorer_, *batch_,
+                                    by_layer ? 1 : static_cast<std::int32_t>(config().num_layers),
+                                    num_seqs(), stream));
     return cuda_status(cudaStreamSynchronize(stream), "memory of a decode step");
   }
 
@@ -226,12 +246,6 @@ class DecodeStep {
     return buffer.zero(stream);
   }
 
-  /// Layers whose scores are made in one launch.
-  [[nodiscard]] std::size_t scored_layers() const {
-    return batch_->options().chunk.selection == Selection::kLayer
-               ? 1
-               : static_cast<std::size_t>(config().num_layers);
-  }
   [[nodiscard]] T* normed(std::int64_t layer) const {
     return normed_.data() + layer * num_seqs() * config().hidden_size;
   }
@@ -241,21 +255,13 @@ class DecodeStep {
   [[nodiscard]] T* key_rows(std::int64_t layer) const {
     return key_rows_.data() + layer * num_seqs() * config().kv_size();
   }
-  [[nodiscard]] kernels::LocalWindow local_window() const {
-    const ChunkOptions& chunk = batch_->options().chunk;
-    return {static_cast<std::int32_t>(chunk.local_min_tokens),
-            static_cast<std::int32_t>(chunk.local_min_chunks)};
-  }
-  [[nodiscard]] DeviceTriggers device_triggers() const {
-    return {triggers_.data(), nullptr, num_seqs()};
-  }
 
   /// Normed input, queries and keys of a layer; the keys and values go to the cache.
   Status project(std::int64_t layer, cudaStream_t stream) const {
     CHUNKLLM_RETURN_IF_ERROR(backbone_->project_qkv(run_on(stream), layer, hidden_.data(),
                                                     num_seqs(), normed(layer), qkv_.data()));
     kernels::RopeStoreArgs<T> args = backbone_->rope_store_args(layer, qkv_.data(), num_seqs());
-    args.num_tokens = batch_->num_tokens();
+    args.num_tokens = batch_->step_tokens();
     args.rope = batch_->rope();
     args.query_rotation = batch_->rotation(layer);
     args.queries = query_rows(layer);
@@ -272,7 +278,7 @@ class DecodeStep {
     args.out = attended_.data();
     args.kv = as_const(kv);
     args.sets = batch_->options().dense ? batch_->everything() : batch_->sets(layer);
-    args.num_tokens = batch_->num_tokens();
+    args.num_tokens = batch_->step_tokens();
     args.num_seqs = num_seqs();
     args.num_heads = static_cast<std::int32_t>(config().num_heads);
     args.num_kv_heads = static_cast<std::int32_t>(config().num_kv_heads);
@@ -284,6 +290,13 @@ class DecodeStep {
     args.window = batch_->window(layer);
     args.workspace = attention_workspace_.data();
     args.workspace_bytes = attention_workspace_.size();
+    // Past keys may be read while `rope_store` still writes the newest; behind a refresh the set
+    // itself is new.
+    const bool is_behind_refresh = !batch_->options().dense && layer > 0 &&
+                                   batch_->options().chunk.selection == Selection::kLayer &&
+                                   !batch_->is_windowed(layer);
+    args.overlap = is_behind_refresh ? kernels::decode_attention::Overlap::kLaunch
+                                     : kernels::decode_attention::Overlap::kPast;
     return kernels::launch_chunk_decode_attention(args, stream);
   }
 
@@ -298,25 +311,28 @@ class DecodeStep {
       args.bias = adapter_->bias;
       args.threshold = adapter_->threshold;
     } else {
-      args.maybe_wanted = wanted_.data();
+      args.maybe_wanted = wanted();
     }
     args.num_rows = num_seqs();
-    args.num_tokens = batch_->num_tokens();
+    args.num_tokens = batch_->step_tokens();
     args.guards = chunk.guards;
     args.refresh = chunk.refresh;
     args.table = batch_->table();
     args.triggers = triggers_.data();
+    args.maybe_boundary_flags = boundary_flags_.data();
+    args.maybe_probabilities = probabilities_.data();
     args.maybe_counters = counters_.data();
     return kernels::launch_detect_boundaries(args, stream);
   }
 
-  /// Chunk keys, and at triggers queries, scores and sets, of some layers that share a set.
-  Status refresh(std::int64_t layer, std::int64_t num_layers, cudaStream_t stream) const {
-    if (num_layers == 1 && batch_->is_windowed(layer)) return {};
-    CHUNKLLM_RETURN_IF_ERROR(update_keys(layer, num_layers, stream));
-    return choose(layer, num_layers, batch_->sets(layer), nullptr, stream);
+  /// A layer's chunk keys, and at triggers its queries, scores and sets.
+  Status refresh_layer(std::int64_t layer, cudaStream_t stream) const {
+    if (batch_->is_windowed(layer)) return {};
+    CHUNKLLM_RETURN_IF_ERROR(update_keys(layer, 1, stream));
+    return choose(layer, 1, batch_->sets(layer), nullptr, stream);
   }
 
+  /// Chunk keys, and at triggers queries, of consecutive layers.
   Status update_keys(std::int64_t layer, std::int64_t num_layers, cudaStream_t stream) const {
     const ScorerShape& shape = scorer_->shape();
     kernels::UpdateChunkKeysArgs<T, T> args;
@@ -327,7 +343,7 @@ class DecodeStep {
     args.num_query_features = static_cast<std::int32_t>(scorer_->query_features());
     args.pooling = scorer_->pooling();
     args.table = batch_->table();
-    args.num_tokens = batch_->num_tokens();
+    args.num_tokens = batch_->step_tokens();
     args.maybe_triggers = triggers_.data();
     args.rows = scorer_->is_adapter() ? normed(layer) : key_rows(layer);
     args.row_seq_stride = scorer_->row_size();
@@ -354,88 +370,6 @@ class DecodeStep {
     return kernels::launch_update_chunk_keys(args, stream);
   }
 
-  [[nodiscard]] kernels::DeviceScoreArgs<T> score_args(std::int64_t layer,
-                                                       std::int64_t num_layers) const {
-    const ScorerShape& shape = scorer_->shape();
-    kernels::DeviceScoreArgs<T> args;
-    args.queries = queries(layer);
-    args.query_stride = shape.query_size();
-    args.query_layer_stride = num_seqs() * shape.query_size();
-    if (shape.has_null_logits) {
-      args.maybe_null = queries(layer) + scorer_->query_features();
-      args.null_layer_stride = args.query_layer_stride;
-    } else {
-      args.maybe_open_keys = open_keys(layer);
-    }
-    args.maybe_bias = scorer_->maybe_distance_bias(layer);
-    args.keys = batch_->chunk_keys(layer);
-    args.key_seq_stride = std::int64_t{batch_->max_chunks()} * shape.key_size();
-    args.key_layer_stride = num_seqs() * args.key_seq_stride;
-    args.table = batch_->table();
-    args.triggers = device_triggers();
-    args.window = local_window();
-    args.num_layers = static_cast<std::int32_t>(num_layers);
-    args.num_heads = static_cast<std::int32_t>(shape.num_heads);
-    args.num_key_heads = static_cast<std::int32_t>(shape.num_key_heads);
-    args.key_dim = static_cast<std::int32_t>(shape.key_dim);
-    args.adds_log_length = shape.adds_log_length;
-    args.scale = shape.scale;
-    args.head_join = batch_->options().chunk.head_join;
-    args.scores = scores_.data();
-    args.score_stride = batch_->max_chunks();
-    args.workspace = workspace_.data();
-    args.workspace_bytes = workspace_.size();
-    return args;
-  }
-
-  Status choose(std::int64_t layer, std::int64_t num_layers, const DeviceAttendedSets& sets,
-                const std::int32_t* maybe_tail_tokens, cudaStream_t stream) const {
-    const ChunkOptions& chunk = batch_->options().chunk;
-    CHUNKLLM_RETURN_IF_ERROR(kernels::launch_score_chunks(score_args(layer, num_layers), stream));
-    const float* scores = scores_.data();
-    if (num_layers > 1) {
-      kernels::JoinScoresArgs join;
-      join.scores = scores_.data();
-      join.score_stride = batch_->max_chunks();
-      join.layer_selectable = selectable_.data() + layer;
-      join.num_layers = static_cast<std::int32_t>(num_layers);
-      join.selection = chunk.selection;
-      join.table = batch_->table();
-      join.triggers = device_triggers();
-      join.window = local_window();
-      join.budget = chunk.budget;
-      join.threshold = chunk.threshold;
-      join.joined = joined_.data();
-      join.joined_stride = batch_->max_chunks();
-      join.workspace = workspace_.data();
-      join.workspace_bytes = workspace_.size();
-      CHUNKLLM_RETURN_IF_ERROR(kernels::launch_join_scores(join, stream));
-      scores = joined_.data();
-    }
-    kernels::SelectChunksArgs select;
-    select.scores = scores;
-    select.score_stride = batch_->max_chunks();
-    select.table = batch_->table();
-    select.triggers = device_triggers();
-    select.window = local_window();
-    select.budget = chunk.budget;
-    select.threshold = chunk.threshold;
-    select.chosen = chosen_.data();
-    select.max_chosen = batch_->max_chunks();
-    select.num_chosen = num_chosen_.data();
-    select.num_nan = num_nan_.data();
-    kernels::PlanArgs plan;
-    plan.table = select.table;
-    plan.triggers = select.triggers;
-    plan.window = select.window;
-    plan.chosen = chosen_.data();
-    plan.max_chosen = select.max_chosen;
-    plan.num_chosen = num_chosen_.data();
-    plan.sets = sets;
-    plan.maybe_tail_tokens = maybe_tail_tokens;
-    return kernels::launch_select_and_plan(select, plan, stream);
-  }
-
   Status capture(cudaStream_t stream) {
     CHUNKLLM_RETURN_IF_ERROR(
         cuda_status(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
@@ -460,9 +394,9 @@ class DecodeStep {
   const DeviceChunkAdapter* adapter_;  // or null
   const DeviceBatch<T>* batch_;
   const CublasHandle* cublas_;
-  DeviceBuffer<std::int32_t> tokens_;
+  DeviceBuffer<std::uint8_t> inputs_;  // tokens, then whether they want to end their chunks
   DeviceBuffer<std::uint8_t> active_;
-  DeviceBuffer<std::uint8_t> wanted_;
+  DeviceBuffer<std::int32_t> likeliest_;
   DeviceBuffer<float> hidden_;
   DeviceBuffer<T> normed_;  // [num_layers, num_seqs, hidden_size]
   DeviceBuffer<T> qkv_;
@@ -476,13 +410,10 @@ class DecodeStep {
   DeviceBuffer<std::int32_t> counters_;
   DeviceBuffer<float> queries_;
   DeviceBuffer<float> open_keys_;
-  DeviceBuffer<float> scores_;  // [scored layers, num_seqs, max_chunks]
-  DeviceBuffer<float> joined_;
-  DeviceBuffer<std::int32_t> chosen_;
-  DeviceBuffer<std::int32_t> num_chosen_;
-  DeviceBuffer<std::int32_t> num_nan_;
-  DeviceBuffer<std::uint8_t> selectable_;
-  DeviceBuffer<std::byte> workspace_;
+  DeviceBuffer<std::uint8_t> boundary_flags_;
+  DeviceBuffer<float> probabilities_;
+  DeviceSetChooser<T> chooser_;
+  bool was_run_ = false;
   std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, GraphDeleter> graph_;
 };
 

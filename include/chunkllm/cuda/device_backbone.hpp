@@ -40,15 +40,17 @@ struct DeviceRun {
 /// be captured in a graph.
 ///
 /// Up to `kMaxVectorRows` rows run through the decode kernels, where a row's bits do not depend on
-/// the rows beside it; more go through cuBLAS, whose order of sums depends on their number.
+/// the rows beside it, and where a kernel reads its first weights while the one in front ends (see
+/// dependent_launch.cuh); more go through cuBLAS, whose order of sums depends on their number.
+/// Whoever writes weights waits for that before the first run.
 ///
 /// \tparam T  __half or __nv_bfloat16
 template <typename T>
 class DeviceBackbone {
  public:
-  /// One tile of tensor core columns: up to here further rows are free, above they cost the kernel
-  /// as many bytes of x from L2 as it reads weights, and cuBLAS's larger tiles are ahead.
-  static constexpr std::int32_t kMaxVectorRows = 8;
+  /// Up to here the weights' bytes are the time. Above, x costs more from L2 than they do from
+  /// memory, and cuBLAS's larger tiles are ahead.
+  static constexpr std::int32_t kMaxVectorRows = kernels::MatrixVectorShape::kMaxRows;
 
   /// Errors: kUnsupported for sizes that are no multiples of 8 (hidden, inner, heads) and for a
   ///         head_dim above 256.
@@ -154,7 +156,7 @@ class DeviceBackbone {
                           T* scratch) const;
   /// hidden += W x.
   Status add_product(const DeviceRun& run, const Matrix& matrix, const T* x, std::int32_t num_rows,
-                     float* hidden) const;
+                     float* hidden, bool is_behind_attention) const;
   /// y = W x, or y += W x, by cuBLAS and without the bias.
   template <typename Out>
   static Status many_rows(const DeviceRun& run, const Matrix& matrix, const T* x,
@@ -272,7 +274,8 @@ inline Status DeviceBackbone<T>::few_rows_of_norm(const DeviceRun& run,
 
 template <typename T>
 inline Status DeviceBackbone<T>::add_product(const DeviceRun& run, const Matrix& matrix, const T* x,
-                                             std::int32_t num_rows, float* hidden) const {
+                                             std::int32_t num_rows, float* hidden,
+                                             bool is_behind_attention) const {
   if (num_rows <= kMaxVectorRows) {
     kernels::MatrixVectorArgs<T> args = few_rows_args(matrix, num_rows);
     args.x = x;
@@ -280,6 +283,7 @@ inline Status DeviceBackbone<T>::add_product(const DeviceRun& run, const Matrix&
     args.epilogue = kernels::Epilogue::kAddF32;
     args.y_f32 = hidden;
     args.y_f32_stride = matrix.rows;
+    args.one_block_an_sm = is_behind_attention;
     return kernels::launch_matrix_vector(args, run.stream);
   }
   if (matrix.bias.size() > 0) {
@@ -359,7 +363,8 @@ inline Status DeviceBackbone<T>::finish_layer(const DeviceRun& run, std::int64_t
   const DeviceLayerWeights<T>& weights = layer_weights(layer);
   const Scratch scratch(*this, run.scratch, num_rows);
   const auto inner = static_cast<std::int32_t>(config().intermediate_size);
-  CHUNKLLM_RETURN_IF_ERROR(add_product(run, weights.output, attended, num_rows, hidden));
+  CHUNKLLM_RETURN_IF_ERROR(add_product(run, weights.output, attended, num_rows, hidden,
+                                       /*is_behind_attention=*/true));
   if (num_rows <= kMaxVectorRows) {
     kernels::MatrixVectorArgs<T> args = few_rows_args(weights.gate_up, num_rows);
     args.epilogue = kernels::Epilogue::kSiluGate;
@@ -381,7 +386,8 @@ inline Status DeviceBackbone<T>::finish_layer(const DeviceRun& run, std::int64_t
     args.inner = inner;
     CHUNKLLM_RETURN_IF_ERROR(kernels::launch_silu_gate(args, run.stream));
   }
-  return add_product(run, weights.down, scratch.activated, num_rows, hidden);
+  return add_product(run, weights.down, scratch.activated, num_rows, hidden,
+                     /*is_behind_attention=*/false);
 }
 
 template <typename T>

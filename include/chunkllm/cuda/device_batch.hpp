@@ -28,12 +28,19 @@ struct DeviceBatchOptions {
   ChunkOptions chunk;
 };
 
+/// Sizes of an attended set, as the host keeps them for its statistics.
+struct SetSize {
+  std::int32_t num_span_tokens = 0;
+  std::int32_t tail_begin = 0;
+
+  friend bool operator==(const SetSize&, const SetSize&) = default;
+};
+
 /// What a batch's selection had come to at some point: see `DeviceBatch::save`.
 struct SelectionMemory {
   DeviceBuffer<float> open_sums;
   DeviceBuffer<std::int32_t> span_tokens;
-  DeviceBuffer<std::int32_t> num_span_tokens;
-  DeviceBuffer<std::int32_t> tail_begin;
+  DeviceBuffer<std::int32_t> set_sizes;
 };
 
 /// Device memory of a batch of sequences: keys and values, chunk tables, chunk keys, attended sets.
@@ -50,6 +57,7 @@ class DeviceBatch {
   static Result<DeviceBatch> create(const BackboneConfig& config, const DeviceScorer<T>& scorer,
                                     const DeviceBatchOptions& options, cudaStream_t stream) {
     CHUNKLLM_RETURN_IF_ERROR(validate(options.chunk));
+    if (!options.dense) CHUNKLLM_RETURN_IF_ERROR(scorer.check(config));
     if (options.num_seqs < 1 || options.max_tokens < 1 || options.max_tokens > kMaxTokens) {
       return invalid_argument("a batch of " + std::to_string(options.num_seqs) + " sequences of " +
                               std::to_string(options.max_tokens) + " tokens, expected at least 1 " +
@@ -97,18 +105,22 @@ class DeviceBatch {
   }
   /// [num_seqs] tokens so far.
   [[nodiscard]] std::int32_t* num_tokens() const { return num_tokens_.data(); }
+  /// [num_seqs] tokens so far of the sequences that take part in the step in progress; 0: others.
+  [[nodiscard]] std::int32_t* step_tokens() const { return step_tokens_.data(); }
 
-  /// One set a sequence: the layer's own, or the one that all share.
+  /// A layer's sets, one a sequence. Each layer has its own, equal ones where all share a set.
   [[nodiscard]] DeviceAttendedSets sets(std::int64_t layer) const {
-    if (is_windowed(layer)) return everything();
-    const std::int64_t row = options_.chunk.selection == Selection::kLayer ? layer : 0;
-    return set_rows(row * options_.num_seqs, options_.num_seqs);
-  }
-  /// Sets of a layer while a prompt is read, where each layer has its own.
-  [[nodiscard]] DeviceAttendedSets layer_sets(std::int64_t layer) const {
     if (is_windowed(layer)) return everything();
     return set_rows(layer * options_.num_seqs, options_.num_seqs);
   }
+  /// Where a set that all layers share is chosen: `launch_spread_sets` then gives it to the others.
+  [[nodiscard]] DeviceAttendedSets shared_sets() const { return set_rows(0, options_.num_seqs); }
+  /// The sets of all layers, windowed ones included, [num_layers * num_seqs].
+  [[nodiscard]] DeviceAttendedSets all_sets() const {
+    return set_rows(0, static_cast<std::int32_t>(num_layers_) * options_.num_seqs);
+  }
+  /// [2, num_layers, num_seqs] on the device: `num_span_tokens` of all sets, then `tail_begin`.
+  [[nodiscard]] const DeviceBuffer<std::int32_t>& set_sizes() const { return set_sizes_; }
   /// Sets that hold all of the past, one a sequence.
   [[nodiscard]] DeviceAttendedSets everything() const {
     return {nullptr, zeros_.data(), zeros_.data(), options_.num_seqs, 0};
@@ -131,14 +143,12 @@ class DeviceBatch {
   Status save(SelectionMemory& saved, cudaStream_t stream) const {
     CHUNKLLM_RETURN_IF_ERROR(copy(open_sums_, saved.open_sums, stream));
     CHUNKLLM_RETURN_IF_ERROR(copy(span_tokens_, saved.span_tokens, stream));
-    CHUNKLLM_RETURN_IF_ERROR(copy(num_span_tokens_, saved.num_span_tokens, stream));
-    return copy(tail_begin_, saved.tail_begin, stream);
+    return copy(set_sizes_, saved.set_sizes, stream);
   }
   Status restore(const SelectionMemory& saved, cudaStream_t stream) {
     CHUNKLLM_RETURN_IF_ERROR(copy(saved.open_sums, open_sums_, stream));
     CHUNKLLM_RETURN_IF_ERROR(copy(saved.span_tokens, span_tokens_, stream));
-    CHUNKLLM_RETURN_IF_ERROR(copy(saved.num_span_tokens, num_span_tokens_, stream));
-    return copy(saved.tail_begin, tail_begin_, stream);
+    return copy(saved.set_sizes, set_sizes_, stream);
   }
 
   [[nodiscard]] std::int64_t kv_bytes() const { return bytes_of(keys_) + bytes_of(values_); }
@@ -165,11 +175,12 @@ class DeviceBatch {
     max_chunks_ = options.max_chunks > 0
                       ? options.max_chunks
                       : static_cast<std::int32_t>(options.max_tokens / guards.min_len + 1);
-    // A list holds chunk 0 and what the budget took; a budget of chunks, those at their longest.
+    // A list holds chunk 0, whatever the budget, and what the budget took; a budget of chunks,
+    // those at their longest.
     const Budget& budget = options.chunk.budget;
     const std::int64_t most = budget.kind == Budget::Kind::kChunks
                                   ? (budget.chunks + 1) * guards.max_len
-                                  : budget.tokens_at(options.max_tokens);
+                                  : std::max(budget.tokens_at(options.max_tokens), guards.max_len);
     span_capacity_ = static_cast<std::int32_t>(
         options.dense ? 0 : std::min<std::int64_t>(most, options.max_tokens));
   }
@@ -182,6 +193,7 @@ class DeviceBatch {
     CHUNKLLM_RETURN_IF_ERROR(allocate_zeroed(keys_, kv, stream));
     CHUNKLLM_RETURN_IF_ERROR(allocate_zeroed(values_, kv, stream));
     CHUNKLLM_RETURN_IF_ERROR(allocate_zeroed(num_tokens_, seqs, stream));
+    CHUNKLLM_RETURN_IF_ERROR(allocate_zeroed(step_tokens_, seqs, stream));
     CHUNKLLM_RETURN_IF_ERROR(allocate_zeroed(zeros_, seqs, stream));
     CHUNKLLM_RETURN_IF_ERROR(make_rope(stream));
     if (options_.dense) return {};
@@ -197,8 +209,7 @@ class DeviceBatch {
     // While a prompt is read every layer has sets of its own, whatever is shared later.
     CHUNKLLM_RETURN_IF_ERROR(allocate_zeroed(
         span_tokens_, layers * seqs * static_cast<std::size_t>(span_capacity_), stream));
-    CHUNKLLM_RETURN_IF_ERROR(allocate_zeroed(num_span_tokens_, layers * seqs, stream));
-    return allocate_zeroed(tail_begin_, layers * seqs, stream);
+    return allocate_zeroed(set_sizes_, 2 * layers * seqs, stream);
   }
 
   template <typename Value>
@@ -233,8 +244,9 @@ class DeviceBatch {
   }
 
   [[nodiscard]] DeviceAttendedSets set_rows(std::int64_t first, std::int32_t count) const {
-    return {span_tokens_.data() + first * span_capacity_, num_span_tokens_.data() + first,
-            tail_begin_.data() + first, count, span_capacity_};
+    std::int32_t* sizes = set_sizes_.data() + first;
+    return {span_tokens_.data() + first * span_capacity_, sizes,
+            sizes + num_layers_ * options_.num_seqs, count, span_capacity_};
   }
   template <typename Value>
   static std::int64_t bytes_of(const DeviceBuffer<Value>& buffer) {
@@ -255,6 +267,7 @@ class DeviceBatch {
   DeviceBuffer<T> keys_;               // [num_layers, num_seqs, max_tokens, kv_size]
   DeviceBuffer<T> values_;
   DeviceBuffer<std::int32_t> num_tokens_;
+  DeviceBuffer<std::int32_t> step_tokens_;
   DeviceBuffer<std::int32_t> zeros_;  // [num_seqs] stays 0
   DeviceBuffer<float> rope_;
   DeviceBuffer<std::int32_t> ends_;
@@ -262,8 +275,7 @@ class DeviceBatch {
   DeviceBuffer<float> open_sums_;
   DeviceBuffer<T> chunk_keys_;
   DeviceBuffer<std::int32_t> span_tokens_;  // [num_layers, num_seqs, span_capacity]
-  DeviceBuffer<std::int32_t> num_span_tokens_;
-  DeviceBuffer<std::int32_t> tail_begin_;
+  DeviceBuffer<std::int32_t> set_sizes_;    // [2, num_layers, num_seqs]
 };
 
 }  // namespace chunkllm::cuda

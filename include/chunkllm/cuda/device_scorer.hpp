@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -34,16 +35,21 @@ class DeviceScorer {
 
   /// QK Adapters, their weights rounded to T.
   ///
-  /// Errors: kUnsupported for a hidden size or a number of features that is no multiple of 8;
+  /// Errors: kUnsupported for a hidden size or a number of features that is no multiple of 8, or a
+  ///         number of heads with null logits that is no multiple of 4;
   ///         those of allocation and copy.
   static Result<DeviceScorer> adapter(const QkAdapter& adapter, cudaStream_t stream) {
     DeviceScorer scorer;
     scorer.shape_ = adapter.shape();
     scorer.pooling_ = adapter.pooling();
-    if (scorer.shape_.state_size % 8 != 0) {
-      return unsupported("QK Adapters on the device: the hidden size is " +
-                         std::to_string(scorer.shape_.state_size) +
-                         ", supported are multiples of 8");
+    scorer.num_layers_ = static_cast<std::int64_t>(adapter.layers().size());
+    const ScorerShape& shape = scorer.shape_;
+    if (shape.state_size % 8 != 0 || shape.key_dim % 8 != 0 || shape.query_size() % 4 != 0) {
+      return unsupported("QK Adapters on the device: a hidden size of " +
+                         std::to_string(shape.state_size) + ", " + std::to_string(shape.num_heads) +
+                         " heads of " + std::to_string(shape.key_dim) + " features" +
+                         (shape.has_null_logits ? " with null logits" : "") +
+                         "; supported are multiples of 8, and of 4 heads with null logits");
     }
     std::vector<float> queries;
     std::vector<float> keys;
@@ -62,9 +68,19 @@ class DeviceScorer {
     CHUNKLLM_RETURN_IF_ERROR(upload(rounded<T>(nulls), stream, scorer.null_weight_));
     CHUNKLLM_RETURN_IF_ERROR(upload(null_bias, stream, scorer.null_bias_));
     CHUNKLLM_RETURN_IF_ERROR(upload(bias, stream, scorer.distance_bias_));
-    return scorer;
+    return Result<DeviceScorer>(std::move(scorer));
   }
 
+  /// Errors: kInvalidArgument for a backbone of other sizes.
+  [[nodiscard]] Status check(const BackboneConfig& config) const {
+    const bool fits =
+        is_adapter() ? shape_.state_size == config.hidden_size && num_layers_ == config.num_layers
+                     : shape_.state_size == config.kv_size();
+    if (fits) return {};
+    return invalid_argument("the scorer takes rows of " + std::to_string(shape_.state_size) +
+                            (is_adapter() ? " in " + std::to_string(num_layers_) + " layers" : "") +
+                            ", which is not what the backbone gives");
+  }
   [[nodiscard]] const ScorerShape& shape() const { return shape_; }
   [[nodiscard]] KeyPooling pooling() const { return pooling_; }
   [[nodiscard]] bool is_adapter() const { return shape_.uses_input; }
@@ -111,6 +127,7 @@ class DeviceScorer {
 
   ScorerShape shape_;
   KeyPooling pooling_ = KeyPooling::kMean;
+  std::int64_t num_layers_ = 0;        // of an adapter
   DeviceBuffer<T> query_weight_;       // [layers, query_features, row_size]
   DeviceBuffer<T> key_weight_;         // [layers, key_size, row_size]
   DeviceBuffer<T> null_weight_;        // [layers, num_heads, row_size]

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -14,7 +15,8 @@
 #include <vector>
 
 #include "chunkllm/chunk/boundary_journal.hpp"
-#include "chunkllm/chunk/chunk_state_shape.hpp"
+#include "chunkllm/chunk/chunk_boundary.hpp"
+#include "chunkllm/chunk/chunk_selector.hpp"
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/core/tensor_view.hpp"
 #include "chunkllm/cuda/decode_step.hpp"
@@ -32,12 +34,14 @@ namespace chunkllm::cuda {
 /// the same rules. Weights, keys, values and chunk keys are T; the residual stream, scores and
 /// logits f32.
 ///
-/// Chunks end by the sentence rules, which run on the host: it gives each block its boundaries and
-/// each decode step one flag, and reads the logits back to sample. `DecodeStep` alone needs no
-/// host.
+/// Where no Chunk Adapter is given, chunks end by the sentence rules, which run on the host: it
+/// gives each block its boundaries and each decode step one flag. The logits are read back to
+/// sample. `DecodeStep` alone needs no host.
 ///
-/// Differences from `Session`: `reserve` must come first and cannot grow; `rollback` goes back to
-/// the end of the last prompt only; a second look with QK Adapters begins at a chunk's first token.
+/// Differences from `Session`: `reserve` must come first and cannot grow; but for dense sessions
+/// `rollback` goes back to the end of the last prompt only; `finish_prompt` must follow a block,
+/// not a step; a second look with QK Adapters that pool means begins at a chunk's first token.
+/// Layers with sets of their own, and a Chunk Adapter, are refreshed at boundaries only.
 ///
 /// \tparam T  __half or __nv_bfloat16
 template <typename T>
@@ -50,16 +54,23 @@ class DeviceSession {
 
   /// The backbone must outlive the session.
   ///
-  /// Errors: kInvalidArgument as `validate(ChunkOptions)` says; those of streams and cuBLAS.
-  static Result<std::unique_ptr<DeviceSession>> create(const DeviceBackbone<T>& backbone,
-                                                       DeviceScorer<T> scorer,
-                                                       TokenBytes token_bytes,
-                                                       const SessionOptions& options) {
+  /// \param maybe_adapter  finds the boundaries; null: the sentence rules do
+  /// Errors: kInvalidArgument as `validate(ChunkOptions)` says, for a block below 1 token or an
+  ///         adapter of another hidden size; kUnsupported for a Chunk Adapter with another refresh
+  ///         than at boundaries; those of streams and cuBLAS.
+  static Result<std::unique_ptr<DeviceSession>> create(
+      const DeviceBackbone<T>& backbone, DeviceScorer<T> scorer, TokenBytes token_bytes,
+      const SessionOptions& options, const ChunkAdapter* maybe_adapter = nullptr) {
     CHUNKLLM_RETURN_IF_ERROR(validate(options.chunk));
+    if (options.block_len < 1) {
+      return invalid_argument("block_len is " + std::to_string(options.block_len) +
+                              ", expected at least 1");
+    }
     std::unique_ptr<DeviceSession> session(
         new DeviceSession(backbone, std::move(scorer), std::move(token_bytes), options));
     CHUNKLLM_ASSIGN_OR_RETURN(session->stream_, Stream::create());
     CHUNKLLM_ASSIGN_OR_RETURN(session->cublas_, CublasHandle::create(session->stream_.get()));
+    if (maybe_adapter != nullptr) CHUNKLLM_RETURN_IF_ERROR(session->take(*maybe_adapter));
     return Result<std::unique_ptr<DeviceSession>>(std::move(session));
   }
   DeviceSession(const DeviceSession&) = delete;
@@ -85,6 +96,9 @@ class DeviceSession {
     }
     return memory;
   }
+  /// What the next token attends in `layer`: sorted, merged [begin, end), as
+  /// `ChunkState::segments`. Waits for the device; for tests and for looking on.
+  Result<std::vector<TokenSpan>> segments(std::int64_t layer) const;
   /// Starts to count `attended()` anew, for tokens from `first_token` on.
   void count_attended_from(std::int64_t first_token) {
     attended_ = {};
@@ -92,36 +106,22 @@ class DeviceSession {
   }
 
   /// Allocates memory for that many tokens, once. Errors: kInvalidArgument where it was done with
-  /// less room; kResourceExhausted.
+  /// less room, or for more than 2^24 tokens; kResourceExhausted; kUnsupported for settings that
+  /// the device has no kernels for.
   Status reserve(std::int64_t num_tokens) {
-    if (batch_) {
+    if (block_) {
       if (num_tokens <= batch_->options().max_tokens) return {};
       return invalid_argument("the session has room for " +
                               std::to_string(batch_->options().max_tokens) + " tokens, not for " +
                               std::to_string(num_tokens));
     }
-    DeviceBatchOptions options;
-    options.max_tokens = static_cast<std::int32_t>(std::clamp<std::int64_t>(num_tokens, 1, kMost));
-    options.dense = options_.dense;
-    options.positions = options_.positions;
-    options.chunk = options_.chunk;
-    const cudaStream_t stream = stream_.get();
-    CHUNKLLM_ASSIGN_OR_RETURN(auto batch,
-                              DeviceBatch<T>::create(config(), scorer_, options, stream));
-    batch_.emplace(std::move(batch));
-    CHUNKLLM_ASSIGN_OR_RETURN(
-        auto step, DecodeStep<T>::create(*backbone_, scorer_,
-                                         /*maybe_adapter=*/nullptr, *batch_, cublas_, stream));
-    step_.emplace(std::move(step));
-    const auto rows = static_cast<std::int32_t>(
-        std::min<std::int64_t>(std::max(options_.block_len, kBlockRows), options.max_tokens));
-    CHUNKLLM_ASSIGN_OR_RETURN(auto block, PrefillBlock<T>::create(*backbone_, scorer_, *batch_,
-                                                                  *step_, cublas_, rows, stream));
-    block_.emplace(std::move(block));
-    const std::uint8_t one = 1;
-    CHUNKLLM_RETURN_IF_ERROR(put(step_->active(), &one, 1));
-    logits_.resize(static_cast<std::size_t>(config().vocab_size));
-    return {};
+    const Status status = allocate(num_tokens);
+    if (!status.ok()) {  // all or nothing
+      block_.reset();
+      step_.reset();
+      batch_.reset();
+    }
+    return status;
   }
 
   /// As `Session::prefill`.
@@ -132,40 +132,23 @@ class DeviceSession {
 
   /// As `Session::finish_prompt`.
   Result<std::span<const float>> finish_prompt() {
-    if (turn_.empty()) return invalid_argument("the prompt has no token");
-    if (!has_last_row_) return invalid_argument("no token was read since the rollback");
+    if (turn_tokens_ == 0) return invalid_argument("the prompt has no token");
+    if (last_row_ == LastRow::kNone) {
+      return invalid_argument("no token was read since the rollback");
+    }
+    if (last_row_ == LastRow::kOfStep) {
+      return invalid_argument(
+          "the last token was decoded: on the device a prompt ends with a "
+          "token that was read by prefill");
+    }
     if (!options_.dense) CHUNKLLM_RETURN_IF_ERROR(end_prompt());
-    turn_.clear();
+    turn_tokens_ = 0;
     CHUNKLLM_RETURN_IF_ERROR(remember_prompt_end());
     return head_of(last_hidden_);
   }
 
   /// As `Session::step`.
-  Result<std::span<const float>> step(std::int32_t token) {
-    CHUNKLLM_RETURN_IF_ERROR(check_ids({&token, 1}));
-    CHUNKLLM_RETURN_IF_ERROR(reserve(num_tokens_ + 1));
-    const auto before = static_cast<std::int32_t>(num_tokens_);
-    CHUNKLLM_RETURN_IF_ERROR(put(batch_->num_tokens(), &before, 1));
-    CHUNKLLM_RETURN_IF_ERROR(put(step_->tokens(), &token, 1));
-    bool triggers = false;
-    if (!options_.dense) {
-      journal_.on_token(token_bytes_(token));
-      const std::uint8_t wanted = journal_.wanted(num_tokens_) ? 1 : 0;
-      CHUNKLLM_RETURN_IF_ERROR(put(step_->wanted(), &wanted, 1));
-      triggers = decide(num_tokens_);
-    }
-    CHUNKLLM_RETURN_IF_ERROR(step_->replay(stream_.get()));
-    CHUNKLLM_RETURN_IF_ERROR(get(logits_.data(), step_->logits(), logits_.size()));
-    const bool by_layer = options_.chunk.selection == Selection::kLayer;
-    if (!by_layer) CHUNKLLM_RETURN_IF_ERROR(count_step());  // the new set acts behind the token
-    if (triggers && !options_.dense) CHUNKLLM_RETURN_IF_ERROR(load_set_sizes());
-    if (by_layer) CHUNKLLM_RETURN_IF_ERROR(count_step());
-    ++num_tokens_;
-    has_last_row_ = true;
-    layer_sets_are_stale_ = true;
-    turn_.clear();
-    return std::span<const float>(logits_);
-  }
+  Result<std::span<const float>> step(std::int32_t token);
 
   /// As `Session::read`.
   Status read(std::span<const std::int32_t> tokens, ReadMode mode, const Progress& progress,
@@ -173,22 +156,23 @@ class DeviceSession {
     return read_rows(tokens, mode, /*is_prompt=*/false, progress, hidden_rows);
   }
 
-  /// Forgets the tokens behind the last prompt's end. Errors: kOutOfRange for any other place.
+  /// Forgets the tokens behind the last prompt's end. Errors: kOutOfRange for any other place, but
+  /// in a dense session for a place ahead only.
   Status rollback(std::int64_t num_tokens);
 
   /// Logits of rows of final hidden states that lie on the host, [rows, vocab_size].
   Status logits(MatrixView<const float> hidden, MatrixView<float> logits);
 
  private:
-  static constexpr std::int64_t kMost = std::int64_t{1} << 24;
   /// Rows a block: enough for matrix products at full speed, and few enough for scratch memory.
   static constexpr std::int64_t kBlockRows = 2048;
+  /// The same where a shared set and a Chunk Adapter cut blocks anyway: one round of the first
+  /// layer.
+  static constexpr std::int64_t kCutBlockRows = 32;
 
-  /// Sizes of a set as the host keeps them, for `attended()`.
-  struct SetSize {
-    std::int32_t num_span_tokens = 0;
-    std::int32_t tail_begin = 0;
-  };
+  /// Who made the final row of the last token, and left its queries behind.
+  enum class LastRow : std::uint8_t { kNone, kOfBlock, kOfStep };
+
   /// What decoding changes, as it was at the last prompt's end.
   struct PromptEnd {
     std::int64_t num_tokens = -1;
@@ -204,6 +188,68 @@ class DeviceSession {
         options_(options),
         journal_(options.chunk.guards),
         set_sizes_(static_cast<std::size_t>(backbone.config().num_layers)) {}
+
+  Status take(const ChunkAdapter& adapter) {
+    if (static_cast<std::int64_t>(adapter.weight.size()) != config().hidden_size) {
+      return invalid_argument("the Chunk Adapter has " + std::to_string(adapter.weight.size()) +
+                              " weights, expected the hidden size " +
+                              std::to_string(config().hidden_size));
+    }
+    if (options_.chunk.refresh.kind != RefreshPolicy::Kind::kBoundary) {
+      return unsupported(
+          "on the device, boundaries of a Chunk Adapter with refreshes every or stride: expected "
+          "--refresh boundary");
+    }
+    adapter_.emplace();
+    adapter_->bias = adapter.bias;
+    adapter_->threshold = adapter.threshold;
+    CHUNKLLM_ASSIGN_OR_RETURN(
+        adapter_->weight,
+        DeviceBuffer<float>::from(std::span<const float>(adapter.weight), stream_.get()));
+    return {};
+  }
+
+  Status allocate(std::int64_t num_tokens) {
+    constexpr std::int64_t kMost = std::int64_t{1} << 24;
+    if (num_tokens > kMost) {
+      return invalid_argument("room for " + std::to_string(num_tokens) +
+                              " tokens, the device takes at most " + std::to_string(kMost));
+    }
+    DeviceBatchOptions options;
+    options.max_tokens = static_cast<std::int32_t>(std::max<std::int64_t>(num_tokens, 1));
+    options.dense = options_.dense;
+    options.positions = options_.positions;
+    options.chunk = options_.chunk;
+    const cudaStream_t stream = stream_.get();
+    CHUNKLLM_ASSIGN_OR_RETURN(auto batch,
+                              DeviceBatch<T>::create(config(), scorer_, options, stream));
+    batch_.emplace(std::move(batch));
+    CHUNKLLM_ASSIGN_OR_RETURN(
+        auto step, DecodeStep<T>::create(*backbone_, scorer_, adapter_ ? &*adapter_ : nullptr,
+                                         *batch_, cublas_, stream));
+    step_.emplace(std::move(step));
+    const auto rows = static_cast<std::int32_t>(
+        std::min<std::int64_t>(std::max(options_.block_len, kBlockRows), options.max_tokens));
+    const auto layers = static_cast<std::size_t>(config().num_layers);
+    CHUNKLLM_ASSIGN_OR_RETURN(
+        logits_, PinnedBuffer<float>::create(static_cast<std::size_t>(config().vocab_size)));
+    CHUNKLLM_ASSIGN_OR_RETURN(step_in_, PinnedBuffer<StepIn>::create(1));
+    CHUNKLLM_ASSIGN_OR_RETURN(step_out_, PinnedBuffer<std::int32_t>::create(2 * layers + 1));
+    CHUNKLLM_ASSIGN_OR_RETURN(look_tail_, DeviceBuffer<std::int32_t>::create(1));
+    const std::uint8_t one = 1;
+    CHUNKLLM_RETURN_IF_ERROR(put(step_->active(), &one, 1));
+    CHUNKLLM_ASSIGN_OR_RETURN(auto block, PrefillBlock<T>::create(*backbone_, scorer_, *batch_,
+                                                                  *step_, cublas_, rows, stream));
+    block_.emplace(std::move(block));
+    return {};
+  }
+
+  /// What a step reads, laid out as `DecodeStep::tokens` and `wanted` are.
+  struct StepIn {
+    std::int32_t token = 0;
+    std::uint8_t wanted = 0;
+  };
+  static constexpr std::size_t kStepInBytes = sizeof(std::int32_t) + sizeof(std::uint8_t);
 
   template <typename Value>
   Status put(Value* to, const Value* from, std::size_t count) const {
@@ -230,9 +276,10 @@ class DeviceSession {
     return {};
   }
 
-  /// Closes the open chunk behind `token` where rules and guards say so. True at a trigger.
-  bool decide(std::int64_t token) {
-    const bool boundary = journal_.decide(token, journal_.wanted(token));
+  /// Closes the open chunk behind `token` where the verdict and the guards say so. True at a
+  /// trigger.
+  bool decide(std::int64_t token, bool wants) {
+    const bool boundary = journal_.decide(token, wants);
     const RefreshPolicy& refresh = options_.chunk.refresh;
     const bool triggers =
         (boundary && refresh.kind == RefreshPolicy::Kind::kBoundary) || refresh.triggers_at(token);
@@ -243,23 +290,34 @@ class DeviceSession {
     journal_.note_counters(token);
     return triggers;
   }
-  /// Whether a budget of tokens holds all up to `token`, so that nothing is to be chosen there.
+  /// Whether a budget of tokens holds all up to `token`, and so held all before, so that nothing is
+  /// to be chosen there.
   [[nodiscard]] bool everything_fits(std::int64_t token) const {
     const Budget& budget = options_.chunk.budget;
     return budget.kind != Budget::Kind::kChunks && budget.tokens_at(token + 1) >= token + 1;
   }
+  [[nodiscard]] bool selects_by_layer() const {
+    return options_.chunk.selection == Selection::kLayer;
+  }
+  [[nodiscard]] bool finds_boundaries() const { return adapter_.has_value(); }
 
   Status read_rows(std::span<const std::int32_t> tokens, ReadMode mode, bool is_prompt,
                    const Progress& progress, const HiddenRows& hidden_rows);
-  Status run_block(std::span<const std::int32_t> tokens, TokenBlockPlan plan,
-                   std::int64_t first_chunk);
+  Status run_found_block(TokenBlockPlan& plan, bool chooses);
+  void decide_by_rules(TokenBlockPlan& plan, bool cuts);
+  std::span<const std::int32_t> ends_from(std::int64_t first_chunk);
+  Status count_block(const TokenBlockPlan& plan);
+  Status show_rows(const TokenBlockPlan& plan, const HiddenRows& hidden_rows);
+  void note_read(std::span<const std::int32_t> tokens);
   Status end_prompt();
   Status look_again(std::int64_t rows);
+  Status look_at(std::int64_t first, std::int64_t rows);
+  Status count_look(std::int64_t first);
   Status restart_sums(std::int64_t chunk_begin, std::int64_t first);
-  Status refresh_shared();
-  Status spread_shared_sets();
-  Status load_set_sizes();
-  Status count_step();
+  Status refresh_at_last_token();
+  Status fetch_set_sizes(const DeviceBuffer<std::int32_t>& sizes);
+  [[nodiscard]] SetSize fetched_set_size(std::int64_t layer) const;
+  void count_step();
   void count_rows(std::int64_t first, std::int64_t rows, std::int64_t layer, const SetSize& set);
   Status remember_prompt_end();
   Result<std::span<const float>> head_of(const float* device_row);
@@ -270,22 +328,29 @@ class DeviceSession {
   SessionOptions options_;
   Stream stream_;
   CublasHandle cublas_;
-  std::optional<DeviceBatch<T>> batch_;  // the next two point into those before them
+  std::optional<DeviceChunkAdapter> adapter_;
+  std::optional<DeviceBatch<T>> batch_;  // the next two point to those before them
   std::optional<DecodeStep<T>> step_;
-  std::optional<PrefillBlock<T>> block_;
+  std::optional<PrefillBlock<T>> block_;  // not empty once there is room
+  DeviceBuffer<std::int32_t> look_tail_;
   DeviceBuffer<float> head_rows_;  // hidden rows and logits of `logits`
   DeviceBuffer<float> head_logits_;
   DeviceBuffer<std::byte> head_scratch_;
+  PinnedBuffer<float> logits_;
+  PinnedBuffer<StepIn> step_in_;
+  PinnedBuffer<std::int32_t> step_out_;  // [2, num_layers] sizes of sets, then a boundary flag
 
   BoundaryJournal journal_;
   std::int64_t num_tokens_ = 0;
   std::int64_t last_trigger_ = -1;
-  bool has_last_row_ = false;
-  bool layer_sets_are_stale_ = false;   // the shared set was chosen after the layers' own
-  const float* last_hidden_ = nullptr;  // on the device: final row of the last token read
-  std::vector<std::int32_t> turn_;      // tokens of the prompt in progress
-  std::vector<float> logits_;
+  LastRow last_row_ = LastRow::kNone;
+  const float* last_hidden_ = nullptr;  // on the device: final row of the last block's last token
+  std::vector<std::int32_t> ids_;       // of all tokens
+  std::int64_t turn_tokens_ = 0;        // of the prompt in progress
+  std::vector<std::int32_t> triggers_;  // of the block in progress
+  std::vector<std::int32_t> ends_;      // of the chunks that end in it
   std::vector<float> host_hidden_;
+  std::vector<SetSize> block_sizes_;
   std::vector<SetSize> set_sizes_;  // [num_layers] of the sets in force
   AttendedStats attended_;
   std::int64_t count_from_ = 0;
@@ -294,4 +359,5 @@ class DeviceSession {
 
 }  // namespace chunkllm::cuda
 
+#include "chunkllm/cuda/device_session_prompt.hpp"
 #include "chunkllm/cuda/device_session_reading.hpp"

@@ -1,7 +1,7 @@
 // Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The members of `DeviceSession` that read text in blocks; included by device_session.hpp.
+// The members of `DeviceSession` that read tokens; included by device_session.hpp.
 #include "chunkllm/cuda/device_session.hpp"
 
 namespace chunkllm::cuda {
@@ -11,58 +11,42 @@ Status DeviceSession<T>::read_rows(std::span<const std::int32_t> tokens, ReadMod
                                    bool is_prompt, const Progress& progress,
                                    const HiddenRows& hidden_rows) {
   CHUNKLLM_RETURN_IF_ERROR(check_ids(tokens));
+  if (tokens.empty()) return {};
   CHUNKLLM_RETURN_IF_ERROR(reserve(num_tokens_ + static_cast<std::int64_t>(tokens.size())));
-  const bool joined = mode == ReadMode::kAsDecode && options_.chunk.selection != Selection::kLayer;
   using Sets = TokenBlockPlan::Sets;
+  const bool joined = mode == ReadMode::kAsDecode && !selects_by_layer();
   const Sets sets = options_.dense || mode == ReadMode::kDense ? Sets::kEverything
-                    : joined                                   ? Sets::kShared
+                    : joined                                   ? Sets::kStanding
                                                                : Sets::kLayerLocal;
-  if (sets == Sets::kLayerLocal) CHUNKLLM_RETURN_IF_ERROR(spread_shared_sets());
-  if (!is_prompt) turn_.clear();
   std::size_t done = 0;
   while (done < tokens.size()) {
-    const std::size_t most =
-        std::min(tokens.size() - done, static_cast<std::size_t>(block_->max_rows()));
     const std::int64_t first = num_tokens_;
-    const std::int64_t first_chunk = journal_.table().num_chunks();
-    std::vector<std::int32_t> triggers;
-    std::size_t count = most;
-    bool cut = false;
-    if (!options_.dense) {
-      for (std::size_t i = 0; i < most && !cut; ++i) {
-        const std::int64_t token = first + static_cast<std::int64_t>(i);
-        if (journal_.num_read_tokens() == token) journal_.on_token(token_bytes_(tokens[done + i]));
-        if (!decide(token) || everything_fits(token)) continue;
-        triggers.push_back(static_cast<std::int32_t>(token));
-        // A shared set needs all layers of its trigger before the next token can run.
-        cut = joined;
-        if (cut) count = i + 1;
-      }
-    }
+    auto rows = std::min(static_cast<std::int64_t>(tokens.size() - done),
+                         static_cast<std::int64_t>(block_->max_rows()));
+    const bool chooses = sets != Sets::kEverything && !everything_fits(first + rows - 1);
+    // A shared set needs all layers of its trigger before the next token can run: a block that an
+    // adapter will cut anyway need not be long.
+    if (finds_boundaries() && joined && chooses) rows = std::min(rows, kCutBlockRows);
     TokenBlockPlan plan;
-    plan.tokens = tokens.subspan(done, count);
+    plan.tokens = tokens.subspan(done, static_cast<std::size_t>(rows));
     plan.first_token = static_cast<std::int32_t>(first);
+    plan.first_chunk = static_cast<std::int32_t>(journal_.table().num_chunks());
     plan.sets = sets;
-    if (sets == Sets::kLayerLocal) plan.triggers = triggers;
-    CHUNKLLM_RETURN_IF_ERROR(run_block(tokens.subspan(done, count), plan, first_chunk));
-    const auto rows = static_cast<std::int64_t>(count);
-    if (hidden_rows) {
-      host_hidden_.resize(count * static_cast<std::size_t>(config().hidden_size));
-      CHUNKLLM_RETURN_IF_ERROR(get(host_hidden_.data(), block_->hidden(), host_hidden_.size()));
-      hidden_rows(first, {host_hidden_.data(), rows, config().hidden_size});
+    triggers_.clear();
+    if (finds_boundaries() && !options_.dense) {
+      CHUNKLLM_RETURN_IF_ERROR(run_found_block(plan, chooses));
+    } else {
+      if (!options_.dense) decide_by_rules(plan, joined);
+      CHUNKLLM_RETURN_IF_ERROR(block_->run(plan, stream_.get()));
     }
-    num_tokens_ += rows;
-    if (is_prompt) {
-      turn_.insert(turn_.end(), plan.tokens.begin(), plan.tokens.end());
-      // A second look reaches no further back.
-      const auto keep =
-          static_cast<std::size_t>(options_.chunk.second_look + options_.chunk.guards.max_len + 1);
-      if (turn_.size() > 2 * keep) {
-        turn_.erase(turn_.begin(), turn_.end() - static_cast<std::ptrdiff_t>(keep));
-      }
-    }
-    if (cut) CHUNKLLM_RETURN_IF_ERROR(refresh_shared());
-    done += count;
+    CHUNKLLM_RETURN_IF_ERROR(count_block(plan));
+    if (hidden_rows) CHUNKLLM_RETURN_IF_ERROR(show_rows(plan, hidden_rows));
+    last_hidden_ = block_->hidden() + (plan.num_rows() - 1) * config().hidden_size;
+    last_row_ = LastRow::kOfBlock;
+    if (is_prompt) turn_tokens_ += plan.num_rows();
+    note_read(plan.tokens);
+    if (joined && !triggers_.empty()) CHUNKLLM_RETURN_IF_ERROR(refresh_at_last_token());
+    done += plan.tokens.size();
     if (progress && !progress(num_tokens_)) {
       return Status(StatusCode::kInterrupted,
                     "stopped after " + std::to_string(num_tokens_) + " tokens");
@@ -71,50 +55,87 @@ Status DeviceSession<T>::read_rows(std::span<const std::int32_t> tokens, ReadMod
   return {};
 }
 
-/// Uploads the chunks that end in the block, runs it, and counts what it attended.
+/// Finds the chunks that end in a block and its triggers by the sentence rules.
+///
+/// \param cuts  the block ends with its first trigger
 template <typename T>
-Status DeviceSession<T>::run_block(std::span<const std::int32_t> tokens, TokenBlockPlan plan,
-                                   std::int64_t first_chunk) {
-  const ChunkTable& table = journal_.table();
-  plan.first_chunk = static_cast<std::int32_t>(first_chunk);
-  plan.num_new_chunks = static_cast<std::int32_t>(table.num_chunks() - first_chunk);
-  if (!options_.dense && plan.num_new_chunks > 0 && plan.sets != TokenBlockPlan::Sets::kLook) {
-    std::vector<std::int32_t> ends;
-    for (std::int64_t c = first_chunk; c < table.num_chunks(); ++c) {
-      ends.push_back(static_cast<std::int32_t>(table.end(c)));
-    }
-    const auto num_chunks = static_cast<std::int32_t>(table.num_chunks());
-    CHUNKLLM_RETURN_IF_ERROR(put(batch_->table().ends + first_chunk, ends.data(), ends.size()));
-    CHUNKLLM_RETURN_IF_ERROR(put(batch_->table().num_chunks, &num_chunks, 1));
+void DeviceSession<T>::decide_by_rules(TokenBlockPlan& plan, bool cuts) {
+  std::size_t count = 0;
+  bool is_cut = false;
+  while (count < plan.tokens.size() && !is_cut) {
+    const std::int64_t token = plan.first_token + static_cast<std::int64_t>(count);
+    journal_.on_token(token_bytes_(plan.tokens[count]));
+    ++count;
+    if (!decide(token, journal_.wanted(token)) || everything_fits(token)) continue;
+    triggers_.push_back(static_cast<std::int32_t>(token));
+    is_cut = cuts;
   }
-  CHUNKLLM_RETURN_IF_ERROR(block_->run(plan, stream_.get()));
-  const auto rows = static_cast<std::int64_t>(tokens.size());
-  last_hidden_ = block_->hidden() + (rows - 1) * config().hidden_size;
-  has_last_row_ = true;
-  if (plan.sets == TokenBlockPlan::Sets::kLook) return {};
+  plan.tokens = plan.tokens.first(count);
+  plan.new_ends = ends_from(plan.first_chunk);
+  if (plan.sets == TokenBlockPlan::Sets::kLayerLocal) plan.triggers = triggers_;
+}
 
-  const std::int32_t num_sets = 1 + block_->num_triggers();
-  const bool counts = plan.first_token + rows > count_from_;
+/// As above by the Chunk Adapter, and runs the block on the way.
+template <typename T>
+Status DeviceSession<T>::run_found_block(TokenBlockPlan& plan, bool chooses) {
+  const auto decide_token = [&](std::int32_t token, float probability) {
+    return decide(token, probability > adapter_->threshold) && chooses && !everything_fits(token);
+  };
+  const std::int32_t first_chunk = plan.first_chunk;
+  return block_->find_boundaries_and_run(
+      plan, *adapter_, decide_token, [&] { return ends_from(first_chunk); }, chooses, triggers_,
+      stream_.get());
+}
+
+/// Ends of the chunks from `first_chunk` on, valid until the next call.
+template <typename T>
+std::span<const std::int32_t> DeviceSession<T>::ends_from(std::int64_t first_chunk) {
+  ends_.clear();
+  for (std::int64_t c = first_chunk; c < journal_.table().num_chunks(); ++c) {
+    ends_.push_back(static_cast<std::int32_t>(journal_.table().end(c)));
+  }
+  return ends_;
+}
+
+template <typename T>
+void DeviceSession<T>::note_read(std::span<const std::int32_t> tokens) {
+  ids_.insert(ids_.end(), tokens.begin(), tokens.end());
+  num_tokens_ += static_cast<std::int64_t>(tokens.size());
+  // The last prompt's end is all that can be gone back to.
+  if (!options_.dense) {
+    journal_.prune(prompt_end_.num_tokens >= 0 ? prompt_end_.num_tokens : num_tokens_);
+  }
+}
+
+template <typename T>
+Status DeviceSession<T>::show_rows(const TokenBlockPlan& plan, const HiddenRows& hidden_rows) {
+  const auto width = static_cast<std::size_t>(config().hidden_size);
+  host_hidden_.resize(plan.tokens.size() * width);
+  CHUNKLLM_RETURN_IF_ERROR(get(host_hidden_.data(), block_->hidden(), host_hidden_.size()));
+  hidden_rows(plan.first_token, {host_hidden_.data(), plan.num_rows(), config().hidden_size});
+  return {};
+}
+
+/// Counts what a block's rows attended, and notes the sizes of the sets in force behind it.
+template <typename T>
+Status DeviceSession<T>::count_block(const TokenBlockPlan& plan) {
+  const auto num_sets = static_cast<std::size_t>(block_->num_triggers()) + 1;
+  if (num_sets > 1) {
+    CHUNKLLM_RETURN_IF_ERROR(block_->read_set_sizes(block_sizes_, stream_.get()));
+  }
   for (std::int64_t layer = 0; layer < config().num_layers; ++layer) {
-    if (plan.sets == TokenBlockPlan::Sets::kEverything || batch_->is_windowed(layer)) {
-      if (counts) count_rows(plan.first_token, rows, layer, SetSize{});
-      continue;
-    }
     SetSize& in_force = set_sizes_[static_cast<std::size_t>(layer)];
-    if (num_sets == 1) {
-      if (counts) count_rows(plan.first_token, rows, layer, in_force);
-      continue;
+    if (plan.sets == TokenBlockPlan::Sets::kEverything || batch_->is_windowed(layer)) {
+      count_rows(plan.first_token, plan.num_rows(), layer, SetSize{});
+    } else if (num_sets == 1) {
+      count_rows(plan.first_token, plan.num_rows(), layer, in_force);
+    } else {
+      const SetSize* sizes = block_sizes_.data() + static_cast<std::size_t>(layer) * num_sets;
+      for (const kernels::PrefillTile& tile : block_->tiles(layer)) {
+        count_rows(plan.first_token + tile.first_row, tile.num_rows, layer, sizes[tile.set]);
+      }
+      in_force = sizes[num_sets - 1];
     }
-    const DeviceAttendedSets chosen = block_->chosen_sets(layer);
-    std::vector<std::int32_t> spans(static_cast<std::size_t>(num_sets));
-    std::vector<std::int32_t> tails(spans.size());
-    CHUNKLLM_RETURN_IF_ERROR(get(spans.data(), chosen.num_span_tokens, spans.size()));
-    CHUNKLLM_RETURN_IF_ERROR(get(tails.data(), chosen.tail_begin, tails.size()));
-    for (const kernels::PrefillTile& tile : block_->tiles(layer)) {
-      const auto set = static_cast<std::size_t>(tile.set);
-      count_rows(plan.first_token + tile.first_row, tile.num_rows, layer, {spans[set], tails[set]});
-    }
-    in_force = {spans.back(), tails.back()};
   }
   return {};
 }
@@ -132,206 +153,105 @@ void DeviceSession<T>::count_rows(std::int64_t first, std::int64_t rows, std::in
   }
 }
 
+/// One copy to the device, the graph, one copy of the logits and one of the sets' sizes back: the
+/// host waits once.
 template <typename T>
-Status DeviceSession<T>::count_step() {
-  for (std::int64_t layer = 0; layer < config().num_layers; ++layer) {
-    const bool everything = options_.dense || batch_->is_windowed(layer);
-    count_rows(num_tokens_, 1, layer,
-               everything ? SetSize{} : set_sizes_[static_cast<std::size_t>(layer)]);
+Result<std::span<const float>> DeviceSession<T>::step(std::int32_t token) {
+  CHUNKLLM_RETURN_IF_ERROR(check_ids({&token, 1}));
+  CHUNKLLM_RETURN_IF_ERROR(reserve(num_tokens_ + 1));
+  const cudaStream_t stream = stream_.get();
+  const bool by_rules = !options_.dense && !finds_boundaries();
+  if (by_rules) journal_.on_token(token_bytes_(token));
+  StepIn& in = *step_in_.data();
+  in.token = token;
+  in.wanted = by_rules && journal_.wanted(num_tokens_) ? 1 : 0;
+  CHUNKLLM_RETURN_IF_ERROR(cuda_status(
+      cudaMemcpyAsync(step_->tokens(), &in, kStepInBytes, cudaMemcpyHostToDevice, stream),
+      "copy of a token to the device"));
+  CHUNKLLM_RETURN_IF_ERROR(step_->replay(stream));
+  CHUNKLLM_RETURN_IF_ERROR(
+      cuda_status(cudaMemcpyAsync(logits_.data(), step_->logits(), logits_.bytes(),
+                                  cudaMemcpyDeviceToHost, stream),
+                  "copy of the logits"));
+  if (finds_boundaries() && !options_.dense) {
+    CHUNKLLM_RETURN_IF_ERROR(
+        cuda_status(cudaMemcpyAsync(step_out_.data() + 2 * config().num_layers,
+                                    step_->boundary_flags(), 1, cudaMemcpyDeviceToHost, stream),
+                    "copy of a boundary"));
   }
-  return {};
+  if (options_.dense) {
+    CHUNKLLM_RETURN_IF_ERROR(stream_.synchronize());
+    for (std::int64_t layer = 0; layer < config().num_layers; ++layer) {
+      count_rows(num_tokens_, 1, layer, SetSize{});
+    }
+  } else {
+    CHUNKLLM_RETURN_IF_ERROR(fetch_set_sizes(batch_->set_sizes()));
+    bool wants = in.wanted != 0;
+    if (finds_boundaries()) {
+      std::uint8_t flag = 0;
+      std::memcpy(&flag, step_out_.data() + 2 * config().num_layers, 1);
+      wants = flag == 1;
+    }
+    decide(num_tokens_, wants);
+    count_step();
+  }
+  last_row_ = LastRow::kOfStep;
+  note_read({&token, 1});
+  return std::span<const float>(logits_.data(), logits_.size());
 }
 
-/// The sizes of the sets in force.
+/// Counts a decoded token, and notes the sizes of the sets that stand behind it. A layer's own set
+/// acts in its trigger but for the first layer, which finds the boundary; a shared one behind it.
 template <typename T>
-Status DeviceSession<T>::load_set_sizes() {
+void DeviceSession<T>::count_step() {
   for (std::int64_t layer = 0; layer < config().num_layers; ++layer) {
     SetSize& size = set_sizes_[static_cast<std::size_t>(layer)];
-    if (layer > 0 && options_.chunk.selection != Selection::kLayer) {
-      size = set_sizes_.front();
-      continue;
-    }
+    const SetSize before = size;
+    if (!batch_->is_windowed(layer)) size = fetched_set_size(layer);
+    count_rows(num_tokens_, 1, layer, selects_by_layer() && layer > 0 ? size : before);
+  }
+}
+
+/// Waits for the stream and reads [2, num_layers] sizes.
+template <typename T>
+Status DeviceSession<T>::fetch_set_sizes(const DeviceBuffer<std::int32_t>& sizes) {
+  CHUNKLLM_RETURN_IF_ERROR(
+      cuda_status(cudaMemcpyAsync(step_out_.data(), sizes.data(), sizes.bytes(),
+                                  cudaMemcpyDeviceToHost, stream_.get()),
+                  "copy of the sets' sizes"));
+  return stream_.synchronize();
+}
+template <typename T>
+SetSize DeviceSession<T>::fetched_set_size(std::int64_t layer) const {
+  return {step_out_.data()[layer], step_out_.data()[config().num_layers + layer]};
+}
+
+template <typename T>
+Result<std::vector<TokenSpan>> DeviceSession<T>::segments(std::int64_t layer) const {
+  if (layer < 0 || layer >= config().num_layers) {
+    return out_of_range("layer " + std::to_string(layer) + " of " +
+                        std::to_string(config().num_layers));
+  }
+  std::vector<TokenSpan> spans;
+  std::int64_t tail_begin = 0;
+  if (batch_ && !options_.dense && !batch_->is_windowed(layer)) {
     const DeviceAttendedSets sets = batch_->sets(layer);
+    SetSize size;
     CHUNKLLM_RETURN_IF_ERROR(get(&size.num_span_tokens, sets.num_span_tokens, 1));
     CHUNKLLM_RETURN_IF_ERROR(get(&size.tail_begin, sets.tail_begin, 1));
-  }
-  return {};
-}
-
-/// Chooses the set that all layers share, with the last token as the trigger.
-template <typename T>
-Status DeviceSession<T>::refresh_shared() {
-  const auto trigger = static_cast<std::int32_t>(num_tokens_ - 1);
-  CHUNKLLM_RETURN_IF_ERROR(put(step_->triggers(), &trigger, 1));
-  CHUNKLLM_RETURN_IF_ERROR(step_->select_sets(0, config().num_layers, batch_->sets(0),
-                                              /*maybe_tail_tokens=*/nullptr, stream_.get()));
-  layer_sets_are_stale_ = true;
-  return load_set_sizes();
-}
-
-/// Prompts are read layer by layer: gives each layer the set that all shared until now.
-template <typename T>
-Status DeviceSession<T>::spread_shared_sets() {
-  if (!layer_sets_are_stale_ || options_.chunk.selection == Selection::kLayer) return {};
-  for (std::int64_t layer = 1; layer < config().num_layers; ++layer) {
-    if (batch_->is_windowed(layer)) continue;
-    CHUNKLLM_RETURN_IF_ERROR(kernels::launch_copy_set(batch_->layer_sets(0), 0,
-                                                      batch_->layer_sets(layer), 0, stream_.get()));
-    set_sizes_[static_cast<std::size_t>(layer)] = set_sizes_.front();
-  }
-  layer_sets_are_stale_ = false;
-  return {};
-}
-
-/// Chooses the sets with the prompt's last token, then looks at its last tokens again.
-template <typename T>
-Status DeviceSession<T>::end_prompt() {
-  const std::int64_t trigger = num_tokens_ - 1;
-  if (last_trigger_ != trigger) journal_.count_refresh();
-  last_trigger_ = trigger;
-  journal_.note_counters(trigger);
-  if (everything_fits(trigger)) return {};
-  if (options_.chunk.selection == Selection::kLayer) {
-    const auto token = static_cast<std::int32_t>(trigger);
-    CHUNKLLM_RETURN_IF_ERROR(put(step_->triggers(), &token, 1));
-    for (std::int64_t layer = 0; layer < config().num_layers; ++layer) {
-      if (batch_->is_windowed(layer)) continue;
-      CHUNKLLM_RETURN_IF_ERROR(
-          step_->select_sets(layer, 1, batch_->sets(layer), nullptr, stream_.get()));
+    std::vector<std::int32_t> tokens(static_cast<std::size_t>(size.num_span_tokens));
+    if (!tokens.empty()) {
+      CHUNKLLM_RETURN_IF_ERROR(get(tokens.data(), sets.span_tokens, tokens.size()));
     }
-    CHUNKLLM_RETURN_IF_ERROR(load_set_sizes());
-  } else {
-    CHUNKLLM_RETURN_IF_ERROR(refresh_shared());
+    for (const std::int32_t token : tokens) {
+      if (spans.empty() || spans.back().end != token) spans.push_back({token, token});
+      spans.back().end = token + 1;
+    }
+    tail_begin = size.tail_begin;
   }
-  if (options_.dense_prefill) return {};
-  return look_again(std::min({std::max<std::int64_t>(options_.chunk.second_look, 1),
-                              static_cast<std::int64_t>(turn_.size()), num_tokens_}));
-}
-
-template <typename T>
-Status DeviceSession<T>::look_again(std::int64_t rows) {
-  const ChunkTable& table = journal_.table();
-  std::int64_t first = num_tokens_ - rows;
-  const std::int64_t first_chunk = table.chunk_of(first);
-  const std::int64_t chunk_begin = table.begin(first_chunk);
-  // Normed inputs of earlier tokens are gone: the chunk is looked at as a whole.
-  if (scorer_.is_adapter() &&
-      num_tokens_ - chunk_begin <= static_cast<std::int64_t>(turn_.size())) {
-    first = chunk_begin;
-    rows = num_tokens_ - first;
-  }
-  const auto tail_token = static_cast<std::int32_t>(first);
-  DeviceBuffer<std::int32_t> tail;
-  CHUNKLLM_ASSIGN_OR_RETURN(tail, DeviceBuffer<std::int32_t>::create(1));
-  CHUNKLLM_RETURN_IF_ERROR(put(tail.data(), &tail_token, 1));
-  const bool by_layer = options_.chunk.selection == Selection::kLayer;
-  for (std::int64_t layer = 0; layer < (by_layer ? config().num_layers : 1); ++layer) {
-    if (by_layer && batch_->is_windowed(layer)) continue;
-    CHUNKLLM_RETURN_IF_ERROR(step_->select_sets(layer, by_layer ? 1 : config().num_layers,
-                                                block_->look_set(layer), tail.data(),
-                                                stream_.get()));
-  }
-  if (!scorer_.is_adapter()) CHUNKLLM_RETURN_IF_ERROR(restart_sums(chunk_begin, first));
-  TokenBlockPlan plan;
-  const std::span<const std::int32_t> tokens =
-      std::span<const std::int32_t>(turn_).last(static_cast<std::size_t>(rows));
-  plan.tokens = tokens;
-  plan.first_token = static_cast<std::int32_t>(first);
-  plan.sets = TokenBlockPlan::Sets::kLook;
-  plan.shares_look_set = !by_layer;
-  return run_block(tokens, plan, first_chunk);
-}
-
-/// Sets the open sums to those of tokens [chunk_begin, first), from the cached keys.
-template <typename T>
-Status DeviceSession<T>::restart_sums(std::int64_t chunk_begin, std::int64_t first) {
-  if (first == chunk_begin) return {};  // the first row replaces the sum
-  for (std::int64_t layer = 0; layer < config().num_layers; ++layer) {
-    if (batch_->is_windowed(layer)) continue;
-    const DeviceKvView<T> kv = batch_->kv(layer);
-    kernels::PoolChunksArgs<T, T> pool;
-    pool.block.rows = kv.keys + kv.token_offset(0, static_cast<std::int32_t>(chunk_begin));
-    pool.block.row_stride = scorer_.row_size();
-    pool.block.num_rows = static_cast<std::int32_t>(first - chunk_begin);
-    pool.block.row_size = static_cast<std::int32_t>(scorer_.row_size());
-    pool.block.first_token = static_cast<std::int32_t>(chunk_begin);
-    pool.block.table = batch_->table();
-    pool.block.pooling = scorer_.pooling();
-    pool.first_chunk = static_cast<std::int32_t>(journal_.table().chunk_of(first));
-    pool.open_sum = batch_->open_sums(layer);
-    CHUNKLLM_RETURN_IF_ERROR(kernels::launch_pool_chunks(pool, stream_.get()));
-  }
-  return {};
-}
-
-/// Keeps what decoding changes, so that `rollback` can come back here.
-template <typename T>
-Status DeviceSession<T>::remember_prompt_end() {
-  prompt_end_.num_tokens = num_tokens_;
-  if (options_.dense) return {};
-  const cudaStream_t stream = stream_.get();
-  CHUNKLLM_RETURN_IF_ERROR(batch_->save(prompt_end_.memory, stream));
-  prompt_end_.set_sizes = set_sizes_;
-  return stream_.synchronize();
-}
-
-template <typename T>
-Status DeviceSession<T>::rollback(std::int64_t num_tokens) {
-  if (num_tokens == num_tokens_) return {};
-  if (num_tokens != prompt_end_.num_tokens || num_tokens > num_tokens_) {
-    return out_of_range("rollback to token " + std::to_string(num_tokens) + " of " +
-                        std::to_string(num_tokens_) +
-                        ": on the device only the last prompt's end can be gone back to, token " +
-                        std::to_string(prompt_end_.num_tokens));
-  }
-  if (!options_.dense) {
-    journal_.rollback(num_tokens);
-    CHUNKLLM_RETURN_IF_ERROR(batch_->restore(prompt_end_.memory, stream_.get()));
-    set_sizes_ = prompt_end_.set_sizes;
-    const auto num_chunks = static_cast<std::int32_t>(journal_.table().num_chunks());
-    CHUNKLLM_RETURN_IF_ERROR(put(batch_->table().num_chunks, &num_chunks, 1));
-    last_trigger_ = num_tokens - 1;
-  }
-  num_tokens_ = num_tokens;
-  has_last_row_ = false;
-  return {};
-}
-
-/// Logits of one final row on the device.
-template <typename T>
-Result<std::span<const float>> DeviceSession<T>::head_of(const float* device_row) {
-  CHUNKLLM_RETURN_IF_ERROR(
-      backbone_->logits(step_->run_on(stream_.get()), device_row, 1, step_->mutable_logits()));
-  CHUNKLLM_RETURN_IF_ERROR(get(logits_.data(), step_->logits(), logits_.size()));
-  return std::span<const float>(logits_);
-}
-
-template <typename T>
-Status DeviceSession<T>::logits(MatrixView<const float> hidden, MatrixView<float> logits) {
-  const auto size = static_cast<std::size_t>(config().hidden_size);
-  const auto vocab = static_cast<std::size_t>(config().vocab_size);
-  const auto rows = static_cast<std::size_t>(hidden.rows);
-  if (head_rows_.size() < rows * size) {
-    CHUNKLLM_ASSIGN_OR_RETURN(head_rows_, DeviceBuffer<float>::create(rows * size));
-    CHUNKLLM_ASSIGN_OR_RETURN(head_logits_, DeviceBuffer<float>::create(rows * vocab));
-    CHUNKLLM_ASSIGN_OR_RETURN(
-        head_scratch_,
-        DeviceBuffer<std::byte>::create(backbone_->scratch_bytes(static_cast<std::int32_t>(rows))));
-  }
-  for (std::size_t r = 0; r < rows; ++r) {
-    CHUNKLLM_RETURN_IF_ERROR(
-        head_rows_.upload(std::span<const float>(hidden.row(static_cast<std::int64_t>(r)), size),
-                          stream_.get(), r * size));
-  }
-  const DeviceRun run{stream_.get(), cublas_.get(), head_scratch_.data(), head_scratch_.size()};
-  CHUNKLLM_RETURN_IF_ERROR(backbone_->logits(run, head_rows_.data(),
-                                             static_cast<std::int32_t>(rows), head_logits_.data()));
-  for (std::size_t r = 0; r < rows; ++r) {
-    CHUNKLLM_RETURN_IF_ERROR(
-        head_logits_.download(std::span<float>(logits.row(static_cast<std::int64_t>(r)), vocab),
-                              stream_.get(), r * vocab));
-  }
-  return stream_.synchronize();
+  if (spans.empty() || spans.back().end != tail_begin) spans.push_back({tail_begin, tail_begin});
+  spans.back().end = num_tokens_ + 1;
+  return spans;
 }
 
 }  // namespace chunkllm::cuda

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <utility>
@@ -15,49 +16,30 @@
 #include "chunkllm/cuda/device_batch.hpp"
 #include "chunkllm/cuda/device_buffer.hpp"
 #include "chunkllm/cuda/device_scorer.hpp"
-#include "chunkllm/cuda/gemm.hpp"
+#include "chunkllm/cuda/device_set_chooser.hpp"
+#include "chunkllm/cuda/prefill_keys.hpp"
 #include "chunkllm/cuda/stream.hpp"
+#include "chunkllm/cuda/token_block.hpp"
 #include "chunkllm/cuda/views.hpp"
 #include "chunkllm/kernels/batch_state.cuh"
 #include "chunkllm/kernels/chunk_prefill_attention.cuh"
-#include "chunkllm/kernels/embed_tokens.cuh"
-#include "chunkllm/kernels/plan_attended_sets.cuh"
-#include "chunkllm/kernels/pool_chunks.cuh"
 #include "chunkllm/kernels/rope_store.cuh"
-#include "chunkllm/kernels/score_chunks.cuh"
-#include "chunkllm/kernels/select_chunks.cuh"
 
 namespace chunkllm::cuda {
-
-/// Consecutive tokens of one sequence that go through all layers together. The chunk table holds
-/// the boundaries among them already.
-struct TokenBlockPlan {
-  /// What the rows attend.
-  enum class Sets : std::uint8_t {
-    kEverything,  ///< all of the past; no set is chosen
-    kLayerLocal,  ///< the layer's own, chosen anew at each trigger
-    kShared,      ///< the ones that stand, chosen by all layers; none is chosen in the block
-    kLook         ///< those of a second look: `look_sets`
-  };
-
-  std::span<const std::int32_t> tokens;
-  std::int32_t seq = 0;
-  std::int32_t first_token = 0;     ///< position of tokens[0]
-  std::int32_t first_chunk = 0;     ///< chunks that end before or at first_token
-  std::int32_t num_new_chunks = 0;  ///< that end among the tokens
-  /// Positions among the tokens at which layers choose their own sets; ascending; kLayerLocal.
-  std::span<const std::int32_t> triggers;
-  Sets sets = Sets::kEverything;
-  bool shares_look_set = false;  ///< kLook: all layers look with set 0
-};
 
 /// Runs blocks of tokens through a frozen backbone: prefill, teacher-forced reading, second look.
 ///
 /// Behind each block the decode step's memory holds the queries and open keys of its last token in
-/// all layers: a prompt's end scores with them.
+/// all layers: a prompt's end scores with them. The batch knows the block's chunks and tokens.
 template <typename T>
 class PrefillBlock {
  public:
+  /// Takes the Chunk Adapter's word on a token: closes its chunk where that ends. True where a set
+  /// must be chosen at the token.
+  using Decide = std::function<bool(std::int32_t token, float probability)>;
+  /// Ends of the chunks that have ended since the block's first token.
+  using NewEnds = std::function<std::span<const std::int32_t>()>;
+
   /// The parts must outlive the block.
   ///
   /// \param max_rows  tokens a block
@@ -77,53 +59,60 @@ class PrefillBlock {
 
   /// The last block's tiles in a layer; set 0 is the one that stood in front of the block.
   [[nodiscard]] std::span<const kernels::PrefillTile> tiles(std::int64_t layer) const {
-    return layer == 0 ? first_tiles_.tiles : other_tiles_.tiles;
+    return layer == 0 ? inputs_.first_layer_tiles().tiles : inputs_.other_tiles().tiles;
   }
   /// Triggers of the last block that chose sets.
   [[nodiscard]] std::int32_t num_triggers() const { return num_triggers_; }
-  /// Sizes of the last block's sets in a layer, on the device, [1 + num_triggers()].
-  [[nodiscard]] DeviceAttendedSets chosen_sets(std::int64_t layer) const {
-    return block_sets(layer);
+  /// Sizes of the last block's sets, the one that stood first: [num_layers][1 + num_triggers()],
+  /// unspecified for windowed layers. Waits for the block.
+  Status read_set_sizes(std::vector<SetSize>& sizes, cudaStream_t stream) const {
+    const auto sets = static_cast<std::size_t>(num_triggers_) + 1;
+    const auto layers = static_cast<std::size_t>(config().num_layers);
+    std::vector<std::int32_t> words(2 * layers * sets);
+    const std::size_t pitch = sets_a_layer() * sizeof(std::int32_t);
+    const std::size_t width = sets * sizeof(std::int32_t);
+    CHUNKLLM_RETURN_IF_ERROR(
+        cuda_status(cudaMemcpy2DAsync(words.data(), width, set_sizes_.data(), pitch, width,
+                                      2 * layers, cudaMemcpyDeviceToHost, stream),
+                    "copy of the sets' sizes"));
+    CHUNKLLM_RETURN_IF_ERROR(cuda_status(cudaStreamSynchronize(stream), "a prefill block"));
+    sizes.resize(layers * sets);
+    for (std::size_t i = 0; i < sizes.size(); ++i) sizes[i] = {words[i], words[sizes.size() + i]};
+    return {};
   }
 
   /// The set of a second look in a layer.
   [[nodiscard]] DeviceAttendedSets look_set(std::int64_t layer) const {
-    return {look_tokens_.data() + layer * batch_->span_capacity(), num_look_tokens_.data() + layer,
-            look_tail_begin_.data() + layer, 1, batch_->span_capacity()};
+    return {look_tokens_.data() + layer * batch_->span_capacity(), look_sizes_.data() + layer,
+            look_sizes_.data() + config().num_layers + layer, 1, batch_->span_capacity()};
+  }
+  /// [2, num_layers] on the device: `num_span_tokens` of all look sets, then `tail_begin`.
+  [[nodiscard]] const DeviceBuffer<std::int32_t>& look_sizes() const { return look_sizes_; }
+
+  /// Enqueues a block whose boundaries are known.
+  ///
+  /// Errors: kInvalidArgument for more tokens, triggers or chunks than there is room for; those of
+  ///         the launches.
+  Status run(const TokenBlockPlan& plan, cudaStream_t stream) {
+    if (plan.tokens.empty()) return {};
+    CHUNKLLM_RETURN_IF_ERROR(begin(plan, stream));
+    CHUNKLLM_RETURN_IF_ERROR(upload_plan(plan, stream));
+    CHUNKLLM_RETURN_IF_ERROR(project(plan, 0, stream));
+    if (selects(0)) CHUNKLLM_RETURN_IF_ERROR(take_rows(plan, 0, stream));
+    CHUNKLLM_RETURN_IF_ERROR(finish_layer(plan, 0, stream));
+    return run_other_layers(plan, stream);
   }
 
-  /// Enqueues a block; waits for the copies of its host arrays.
+  /// Runs a block whose boundaries a Chunk Adapter finds in the first layer's output, in rounds: a
+  /// row behind a trigger is computed again with the set chosen there. Waits for each round.
   ///
-  /// Errors: kInvalidArgument for more tokens than a block has rows; those of the launches.
-  Status run(const TokenBlockPlan& plan, cudaStream_t stream) {
-    const auto rows = static_cast<std::int32_t>(plan.tokens.size());
-    if (rows == 0) return {};
-    if (rows > max_rows_ || plan.first_token + rows > batch_->options().max_tokens) {
-      return invalid_argument("prefill block: " + std::to_string(rows) + " tokens from " +
-                              std::to_string(plan.first_token) + " on, there is room for " +
-                              std::to_string(max_rows_) + " a block and " +
-                              std::to_string(batch_->options().max_tokens) + " in all");
-    }
-    CHUNKLLM_RETURN_IF_ERROR(upload(plan, stream));
-    CHUNKLLM_RETURN_IF_ERROR(
-        backbone_->embed(run_on(stream), tokens_.data(), rows, hidden_.data()));
-    for (std::int64_t layer = 0; layer < config().num_layers; ++layer) {
-      CHUNKLLM_RETURN_IF_ERROR(project(plan, layer, stream));
-      const bool selects = !batch_->options().dense && !batch_->is_windowed(layer);
-      if (selects) {
-        CHUNKLLM_RETURN_IF_ERROR(gather_keys(plan, layer, stream));
-        if (num_triggers_ > 0) CHUNKLLM_RETURN_IF_ERROR(choose_sets(plan, layer, stream));
-      }
-      CHUNKLLM_RETURN_IF_ERROR(attend(plan, layer, stream));
-      CHUNKLLM_RETURN_IF_ERROR(
-          backbone_->finish_layer(run_on(stream), layer, attended_.data(), rows, hidden_.data()));
-      if (selects && num_triggers_ > 0) {
-        CHUNKLLM_RETURN_IF_ERROR(kernels::launch_copy_set(
-            block_sets(layer), num_triggers_, batch_->layer_sets(layer), plan.seq, stream));
-      }
-    }
-    return {};
-  }
+  /// \param plan      without new_ends and triggers. Shortened to end with the first trigger where
+  ///                  its sets stand; else `triggers` tells them.
+  /// \param new_ends  called behind calls of `decide`
+  /// \param chooses   false: `decide` never asks for a set; one round does
+  Status find_boundaries_and_run(TokenBlockPlan& plan, const DeviceChunkAdapter& adapter,
+                                 const Decide& decide, const NewEnds& new_ends, bool chooses,
+                                 std::vector<std::int32_t>& triggers, cudaStream_t stream);
 
  private:
   PrefillBlock(const DeviceBackbone<T>& backbone, const DeviceScorer<T>& scorer,
@@ -136,67 +125,51 @@ class PrefillBlock {
         cublas_(&cublas),
         max_rows_(max_rows) {
     const std::int64_t shortest = batch.options().chunk.guards.min_len;
+    max_ends_ = static_cast<std::int32_t>(max_rows / shortest + 1);
     const bool every = batch.options().chunk.refresh.kind != RefreshPolicy::Kind::kBoundary;
-    max_triggers_ = every ? max_rows : static_cast<std::int32_t>(max_rows / shortest + 1);
+    max_triggers_ = every ? max_rows : max_ends_;
   }
 
   [[nodiscard]] const BackboneConfig& config() const { return backbone_->config(); }
   [[nodiscard]] DeviceRun run_on(cudaStream_t stream) const {
     return {stream, cublas_->get(), scratch_.data(), scratch_.size()};
   }
+  [[nodiscard]] bool selects(std::int64_t layer) const {
+    return !batch_->options().dense && !batch_->is_windowed(layer);
+  }
+  /// Sets of a block in a layer: the one that stood, and one for each trigger.
+  [[nodiscard]] std::size_t sets_a_layer() const {
+    return static_cast<std::size_t>(max_triggers_) + 1;
+  }
 
   Status allocate(cudaStream_t stream) {
     const auto rows = static_cast<std::size_t>(max_rows_);
     const auto layers = static_cast<std::size_t>(config().num_layers);
     const auto query_size = static_cast<std::size_t>(config().query_size());
-    const auto kv_size = static_cast<std::size_t>(config().kv_size());
     const auto hidden_size = static_cast<std::size_t>(config().hidden_size);
-    CHUNKLLM_RETURN_IF_ERROR(make(tokens_, rows, stream));
-    CHUNKLLM_RETURN_IF_ERROR(make(positions_, rows, stream));
+    CHUNKLLM_ASSIGN_OR_RETURN(
+        inputs_, TokenBlockInputs::create(max_rows_, batch_->options().max_tokens, max_triggers_,
+                                          max_ends_, stream));
     CHUNKLLM_RETURN_IF_ERROR(make(hidden_, rows * hidden_size, stream));
     CHUNKLLM_RETURN_IF_ERROR(make(normed_, rows * hidden_size, stream));
-    CHUNKLLM_RETURN_IF_ERROR(make(qkv_, rows * (query_size + 2 * kv_size), stream));
+    CHUNKLLM_RETURN_IF_ERROR(
+        make(qkv_, rows * static_cast<std::size_t>(backbone_->qkv_size()), stream));
     CHUNKLLM_RETURN_IF_ERROR(make(query_rows_, rows * query_size, stream));
     CHUNKLLM_RETURN_IF_ERROR(make(attended_, rows * query_size, stream));
     CHUNKLLM_RETURN_IF_ERROR(make(scratch_, backbone_->scratch_bytes(max_rows_), stream));
-    const auto triggers = static_cast<std::size_t>(max_triggers_) + 1;
-    CHUNKLLM_RETURN_IF_ERROR(make(tiles_, 2 * (triggers + 1) + 1, stream));
     if (batch_->options().dense) return {};
-    const auto row_size = static_cast<std::size_t>(scorer_->row_size());
-    const auto features = static_cast<std::size_t>(scorer_->shape().query_size());
+    const std::size_t sets = sets_a_layer();
     const auto spans = static_cast<std::size_t>(batch_->span_capacity());
-    CHUNKLLM_RETURN_IF_ERROR(make(query_tokens_, triggers, stream));
-    CHUNKLLM_RETURN_IF_ERROR(make(trigger_seqs_, triggers, stream));
-    CHUNKLLM_RETURN_IF_ERROR(make(queries_, triggers * features, stream));
-    if (scorer_->is_adapter()) {
-      CHUNKLLM_RETURN_IF_ERROR(make(trigger_rows_, triggers * row_size, stream));
-      CHUNKLLM_RETURN_IF_ERROR(make(pooled_rows_, triggers * row_size, stream));
-    }
-    if (scorer_->uses_open_key()) {
-      CHUNKLLM_RETURN_IF_ERROR(make(
-          open_keys_, triggers * static_cast<std::size_t>(scorer_->shape().key_size()), stream));
-    }
-    CHUNKLLM_RETURN_IF_ERROR(make(span_tokens_, triggers * spans, stream));
-    CHUNKLLM_RETURN_IF_ERROR(make(num_span_tokens_, layers * triggers, stream));
-    CHUNKLLM_RETURN_IF_ERROR(make(tail_begin_, layers * triggers, stream));
+    CHUNKLLM_ASSIGN_OR_RETURN(keys_, PrefillKeys<T>::create(config(), *scorer_, *batch_, *cublas_,
+                                                            max_triggers_ + 1, max_ends_));
+    CHUNKLLM_ASSIGN_OR_RETURN(
+        chooser_, DeviceSetChooser<T>::create(config(), *scorer_, *batch_, /*most_layers=*/1,
+                                              max_triggers_, stream));
+    CHUNKLLM_RETURN_IF_ERROR(make(span_tokens_, sets * spans, stream));
+    CHUNKLLM_RETURN_IF_ERROR(make(set_sizes_, 2 * layers * sets, stream));
     CHUNKLLM_RETURN_IF_ERROR(make(look_tokens_, layers * spans, stream));
-    CHUNKLLM_RETURN_IF_ERROR(make(num_look_tokens_, layers, stream));
-    CHUNKLLM_RETURN_IF_ERROR(make(look_tail_begin_, layers, stream));
-    // Logits of all heads and triggers take most: score in parts where they would not fit.
-    scored_at_once_ = max_triggers_;
-    const auto workspace = [&] {
-      return kernels::score_chunks_workspace_bytes(
-          1, scored_at_once_, static_cast<std::int32_t>(scorer_->shape().num_heads),
-          batch_->max_chunks());
-    };
-    while (scored_at_once_ > 1 && workspace() > kMostWorkspaceBytes) scored_at_once_ /= 2;
-    CHUNKLLM_RETURN_IF_ERROR(make(workspace_, workspace(), stream));
-    const auto scored = static_cast<std::size_t>(scored_at_once_);
-    const auto chunks = static_cast<std::size_t>(batch_->max_chunks());
-    CHUNKLLM_RETURN_IF_ERROR(make(scores_, scored * chunks, stream));
-    CHUNKLLM_RETURN_IF_ERROR(make(chosen_, scored * chunks, stream));
-    CHUNKLLM_RETURN_IF_ERROR(make(num_chosen_, scored, stream));
-    return make(num_nan_, scored, stream);
+    CHUNKLLM_RETURN_IF_ERROR(make(look_sizes_, 2 * layers, stream));
+    return make(probabilities_, static_cast<std::size_t>(max_rows_), stream);
   }
 
   template <typename Value>
@@ -205,84 +178,55 @@ class PrefillBlock {
     return buffer.zero(stream);
   }
 
-  /// Tokens, positions, the tokens whose queries are wanted, and the tiles of both kinds of layers.
-  Status upload(const TokenBlockPlan& plan, cudaStream_t stream) {
-    const auto rows = static_cast<std::int32_t>(plan.tokens.size());
-    const std::int32_t last = plan.first_token + rows - 1;
-    std::vector<std::int32_t> positions(plan.tokens.size());
-    for (std::int32_t r = 0; r < rows; ++r) {
-      positions[static_cast<std::size_t>(r)] = plan.first_token + r;
+  /// Checks the plan's room; tokens and embeddings.
+  Status begin(const TokenBlockPlan& plan, cudaStream_t stream) {
+    const std::int32_t rows = plan.num_rows();
+    if (rows > max_rows_ || plan.first_token + rows > batch_->options().max_tokens) {
+      return invalid_argument("prefill block: " + std::to_string(rows) + " tokens from " +
+                              std::to_string(plan.first_token) + " on, there is room for " +
+                              std::to_string(max_rows_) + " a block and " +
+                              std::to_string(batch_->options().max_tokens) + " in all");
     }
-    std::vector<std::int32_t> queries;
-    if (plan.sets == TokenBlockPlan::Sets::kLayerLocal) {
-      queries.assign(plan.triggers.begin(), plan.triggers.end());
+    num_triggers_ = 0;
+    CHUNKLLM_RETURN_IF_ERROR(inputs_.upload_tokens(plan, stream));
+    return backbone_->embed(run_on(stream), inputs_.tokens(), rows, hidden_.data());
+  }
+
+  Status upload_plan(const TokenBlockPlan& plan, cudaStream_t stream) {
+    const std::size_t triggers =
+        plan.sets == TokenBlockPlan::Sets::kLayerLocal ? plan.triggers.size() : 0;
+    const auto most_ends = static_cast<std::size_t>(
+        std::max(0, std::min(max_ends_, batch_->max_chunks() - plan.first_chunk)));
+    if (triggers > static_cast<std::size_t>(max_triggers_) ||
+        (!batch_->options().dense && plan.new_ends.size() > most_ends)) {
+      return invalid_argument("prefill block: " + std::to_string(triggers) + " triggers and " +
+                              std::to_string(plan.new_ends.size()) + " chunks, expected at most " +
+                              std::to_string(max_triggers_) + " and " + std::to_string(most_ends));
     }
-    num_triggers_ = static_cast<std::int32_t>(queries.size());
-    if (num_triggers_ > max_triggers_) {
-      return invalid_argument("prefill block: " + std::to_string(num_triggers_) +
-                              " triggers, expected at most " + std::to_string(max_triggers_));
-    }
-    last_query_ = num_triggers_ - 1;
-    if (queries.empty() || queries.back() != last) {
-      last_query_ = num_triggers_;
-      queries.push_back(last);
-    }
-    num_queries_ = static_cast<std::int32_t>(queries.size());
-    const std::vector<std::int32_t> seqs(queries.size(), plan.seq);
+    num_triggers_ = static_cast<std::int32_t>(triggers);
     // The first layer learns of a boundary from its own output: its sets act one token later.
     const bool found_by_first =
         batch_->options().chunk.refresh.kind == RefreshPolicy::Kind::kBoundary;
-    first_tiles_ = cut(plan, rows, /*delay=*/found_by_first ? 1 : 0);
-    other_tiles_ = cut(plan, rows, /*delay=*/0);
-    std::vector<kernels::PrefillTile> tiles = first_tiles_.tiles;
-    tiles.insert(tiles.end(), other_tiles_.tiles.begin(), other_tiles_.tiles.end());
-    tiles.push_back({0, rows, 0});
-    CHUNKLLM_RETURN_IF_ERROR(tokens_.upload(plan.tokens, stream));
-    CHUNKLLM_RETURN_IF_ERROR(positions_.upload(std::span<const std::int32_t>(positions), stream));
-    CHUNKLLM_RETURN_IF_ERROR(tiles_.upload(std::span<const kernels::PrefillTile>(tiles), stream));
-    if (!batch_->options().dense) {
-      CHUNKLLM_RETURN_IF_ERROR(
-          query_tokens_.upload(std::span<const std::int32_t>(queries), stream));
-      CHUNKLLM_RETURN_IF_ERROR(trigger_seqs_.upload(std::span<const std::int32_t>(seqs), stream));
-    }
-    return cuda_status(cudaStreamSynchronize(stream), "upload of a prefill block");
+    return inputs_.upload_plan(plan, found_by_first ? 1 : 0, batch_->table(), batch_->num_tokens(),
+                               stream);
   }
 
-  struct TileList {
-    std::vector<kernels::PrefillTile> tiles;
-    std::int32_t most_rows = 0;
-
-    [[nodiscard]] std::int32_t count() const { return static_cast<std::int32_t>(tiles.size()); }
-  };
-
-  /// Tiles of rows between triggers, `delay` tokens behind each. Set 0 is the one that stood in
-  /// front of the block; trigger i chose set i + 1.
-  static TileList cut(const TokenBlockPlan& plan, std::int32_t rows, std::int32_t delay) {
-    TileList list;
-    std::int32_t begin = 0;
-    std::int32_t set = 0;
-    const auto close = [&](std::int32_t end) {
-      if (end <= begin) return;
-      list.tiles.push_back({begin, end - begin, set});
-      list.most_rows = std::max(list.most_rows, end - begin);
-      begin = end;
-    };
-    if (plan.sets == TokenBlockPlan::Sets::kLayerLocal) {
-      for (const std::int32_t trigger : plan.triggers) {
-        close(std::min(trigger - plan.first_token + delay, rows));
-        ++set;
-      }
+  Status run_other_layers(const TokenBlockPlan& plan, cudaStream_t stream) {
+    for (std::int64_t layer = 1; layer < config().num_layers; ++layer) {
+      CHUNKLLM_RETURN_IF_ERROR(project(plan, layer, stream));
+      if (selects(layer)) CHUNKLLM_RETURN_IF_ERROR(take_rows(plan, layer, stream));
+      CHUNKLLM_RETURN_IF_ERROR(finish_layer(plan, layer, stream));
     }
-    close(rows);
-    return list;
+    return {};
   }
 
+  /// Normed input, queries, keys and values of all rows; keys and values go to the cache.
   Status project(const TokenBlockPlan& plan, std::int64_t layer, cudaStream_t stream) const {
-    const auto rows = static_cast<std::int32_t>(plan.tokens.size());
+    const std::int32_t rows = plan.num_rows();
     CHUNKLLM_RETURN_IF_ERROR(backbone_->project_qkv(run_on(stream), layer, hidden_.data(), rows,
                                                     normed_.data(), qkv_.data()));
     kernels::RopeStoreArgs<T> args = backbone_->rope_store_args(layer, qkv_.data(), rows);
-    args.positions = positions_.data();
+    args.positions = inputs_.positions(plan.first_token);
     args.one_seq = true;
     args.first_seq = plan.seq;
     args.rope = batch_->rope();
@@ -293,232 +237,120 @@ class PrefillBlock {
     return kernels::launch_rope_store(args, stream);
   }
 
-  /// The rows that the scorer gathers: normed inputs, or keys as they are cached.
-  [[nodiscard]] kernels::TokenBlock<T> scorer_rows(const TokenBlockPlan& plan,
-                                                   std::int64_t layer) const {
-    kernels::TokenBlock<T> block;
-    block.num_rows = static_cast<std::int32_t>(plan.tokens.size());
-    block.row_size = static_cast<std::int32_t>(scorer_->row_size());
-    block.row_stride = scorer_->row_size();
-    block.first_token = plan.first_token;
-    block.seq = plan.seq;
-    block.table = batch_->table();
-    block.pooling = scorer_->pooling();
+  /// Chunk keys and queries of the block's rows; sets of its triggers.
+  Status take_rows(const TokenBlockPlan& plan, std::int64_t layer, cudaStream_t stream) const {
+    ScorerRows<T> rows = scorer_rows(plan, layer, 0, plan.num_rows());
+    rows.first_chunk = plan.first_chunk;
+    rows.num_new_chunks = plan.num_new_chunks();
+    rows.query_tokens = inputs_.query_tokens();
+    rows.num_queries = inputs_.num_queries();
+    CHUNKLLM_RETURN_IF_ERROR(keys_.take_rows(rows, stream));
+    CHUNKLLM_RETURN_IF_ERROR(hand_over_query(plan.seq, layer, inputs_.last_query(), stream));
+    if (num_triggers_ == 0) return {};
+    CHUNKLLM_RETURN_IF_ERROR(
+        kernels::launch_copy_set(batch_->sets(layer), plan.seq, block_sets(layer), 0, stream));
+    return choose_sets(layer, 0, {rows.query_tokens, inputs_.query_seqs(), num_triggers_}, stream);
+  }
+
+  /// \param row  first of `count` rows of the block that are taken
+  [[nodiscard]] ScorerRows<T> scorer_rows(const TokenBlockPlan& plan, std::int64_t layer,
+                                          std::int32_t row, std::int32_t count) const {
+    ScorerRows<T> rows;
+    rows.layer = layer;
+    rows.queries = query_rows_.data() + row * config().query_size();
+    rows.block.num_rows = count;
+    rows.block.row_size = static_cast<std::int32_t>(scorer_->row_size());
+    rows.block.row_stride = scorer_->row_size();
+    rows.block.first_token = plan.first_token + row;
+    rows.block.seq = plan.seq;
+    rows.block.table = batch_->table();
+    rows.block.pooling = scorer_->pooling();
     if (scorer_->is_adapter()) {
-      block.rows = normed_.data();
+      rows.block.rows = normed_.data() + row * scorer_->row_size();
     } else {
       const DeviceKvView<T> kv = batch_->kv(layer);
-      block.rows = kv.keys + kv.token_offset(plan.seq, plan.first_token);
+      rows.block.rows = kv.keys + kv.token_offset(plan.seq, plan.first_token + row);
     }
-    return block;
+    return rows;
   }
 
-  /// Keys of the chunks that end in the block; queries and open keys of its triggers and its last
-  /// token.
-  Status gather_keys(const TokenBlockPlan& plan, std::int64_t layer, cudaStream_t stream) const {
-    const kernels::TokenBlock<T> block = scorer_rows(plan, layer);
-    const std::int64_t key_size = scorer_->shape().key_size();
-    float* open_sum = batch_->open_sums(layer) + plan.seq * scorer_->row_size();
-    if (scorer_->uses_open_key()) {  // in front of the pooling: it needs the sum as it stood
-      kernels::OpenKeysArgs<T, T> open;
-      open.block = block;
-      open.open_sum = open_sum;
-      open.triggers = query_tokens_.data();
-      open.num_triggers = num_queries_;
-      if (scorer_->is_adapter()) {
-        open.maybe_rounded = trigger_rows_.data();
-      } else {
-        open.maybe_pooled = open_keys_.data();
-      }
-      CHUNKLLM_RETURN_IF_ERROR(kernels::launch_open_keys_at_triggers(open, stream));
-      if (scorer_->is_adapter()) {
-        CHUNKLLM_RETURN_IF_ERROR(product(trigger_rows_.data(), num_queries_,
-                                         scorer_->maybe_key_weight(layer), key_size,
-                                         open_keys_.data(), key_size, false));
-      }
-      CHUNKLLM_RETURN_IF_ERROR(copy(step_->open_keys(layer) + plan.seq * key_size,
-                                    open_keys_.data() + last_query_ * key_size, key_size, stream));
-    }
-    CHUNKLLM_RETURN_IF_ERROR(make_queries(block, layer, stream));
-    const std::int64_t query_size = scorer_->shape().query_size();
-    CHUNKLLM_RETURN_IF_ERROR(copy(step_->queries(layer) + plan.seq * query_size,
-                                  queries_.data() + last_query_ * query_size, query_size, stream));
-
-    T* new_keys = batch_->chunk_keys(layer) +
-                  (std::int64_t{plan.seq} * batch_->max_chunks() + plan.first_chunk) * key_size;
-    kernels::PoolChunksArgs<T, T> pool;
-    pool.block = block;
-    pool.first_chunk = plan.first_chunk;
-    pool.num_new_chunks = plan.num_new_chunks;
-    pool.open_sum = open_sum;
-    pool.maybe_rounded = scorer_->is_adapter() ? pooled_rows_.data() : new_keys;
-    CHUNKLLM_RETURN_IF_ERROR(kernels::launch_pool_chunks(pool, stream));
-    if (!scorer_->is_adapter()) return {};
-    return product(pooled_rows_.data(), plan.num_new_chunks, scorer_->maybe_key_weight(layer),
-                   key_size, new_keys, key_size, false);
+  /// Puts query `index` and its open key where the decode step scores with them.
+  Status hand_over_query(std::int32_t seq, std::int64_t layer, std::int32_t index,
+                         cudaStream_t stream) const {
+    const auto copy = [&](float* to, const float* from, std::int64_t size) {
+      return cuda_status(cudaMemcpyAsync(to + seq * size, from + index * size,
+                                         static_cast<std::size_t>(size) * sizeof(float),
+                                         cudaMemcpyDeviceToDevice, stream),
+                         "copy of a query");
+    };
+    CHUNKLLM_RETURN_IF_ERROR(
+        copy(step_->queries(layer), keys_.queries(), scorer_->shape().query_size()));
+    if (!scorer_->uses_open_key()) return {};
+    return copy(step_->open_keys(layer), keys_.maybe_open_keys(), scorer_->shape().key_size());
   }
 
-  /// [num_queries, query_size] queries, then null logits, of the block's query tokens.
-  Status make_queries(const kernels::TokenBlock<T>& block, std::int64_t layer,
-                      cudaStream_t stream) const {
-    const std::int64_t query_size = scorer_->shape().query_size();
-    if (!scorer_->is_adapter()) {
-      kernels::GatherRowsArgs<T, float> gather;
-      gather.rows = query_rows_.data();
-      gather.row_stride = config().query_size();
-      gather.num_rows = block.num_rows;
-      gather.row_size = static_cast<std::int32_t>(config().query_size());
-      gather.indices = query_tokens_.data();
-      gather.num_indices = num_queries_;
-      gather.index_base = block.first_token;
-      gather.out = queries_.data();
-      return kernels::launch_gather_rows(gather, stream);
-    }
-    kernels::GatherRowsArgs<T, T> gather;
-    gather.rows = block.rows;
-    gather.row_stride = block.row_stride;
-    gather.num_rows = block.num_rows;
-    gather.row_size = block.row_size;
-    gather.indices = query_tokens_.data();
-    gather.num_indices = num_queries_;
-    gather.index_base = block.first_token;
-    gather.out = trigger_rows_.data();
-    CHUNKLLM_RETURN_IF_ERROR(kernels::launch_gather_rows(gather, stream));
-    CHUNKLLM_RETURN_IF_ERROR(product(trigger_rows_.data(), num_queries_,
-                                     scorer_->maybe_query_weight(layer), scorer_->query_features(),
-                                     queries_.data(), query_size, false));
-    if (!scorer_->shape().has_null_logits) return {};
-    // The biases first, the product on top of them.
-    float* nulls = queries_.data() + scorer_->query_features();
-    const auto heads = static_cast<std::size_t>(scorer_->shape().num_heads);
-    CHUNKLLM_RETURN_IF_ERROR(kernels::launch_fill_strided_rows(
-        scorer_->maybe_null_bias(layer), static_cast<std::int32_t>(heads), nulls, query_size,
-        num_queries_, stream));
-    return product(trigger_rows_.data(), num_queries_, scorer_->maybe_null_weight(layer),
-                   scorer_->shape().num_heads, nulls, query_size, true);
-  }
-
-  template <typename Out>
-  Status product(const T* inputs, std::int64_t rows, const T* weights, std::int64_t features,
-                 Out* outputs, std::int64_t output_stride, bool accumulates) const {
-    GemmArgs<T, Out> args;
-    args.inputs = inputs;
-    args.input_stride = scorer_->row_size();
-    args.weights = weights;
-    args.weight_stride = scorer_->row_size();
-    args.outputs = outputs;
-    args.output_stride = output_stride;
-    args.num_rows = rows;
-    args.in_features = scorer_->row_size();
-    args.out_features = features;
-    args.accumulates = accumulates;
-    return gemm(cublas_->get(), args);
-  }
-
-  static Status copy(float* to, const float* from, std::int64_t count, cudaStream_t stream) {
-    return cuda_status(cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * sizeof(float),
-                                       cudaMemcpyDeviceToDevice, stream),
-                       "copy of a query");
+  /// Chooses the block's sets first + 1, first + 2, ... with queries 0, 1, ....
+  Status choose_sets(std::int64_t layer, std::int32_t first, const DeviceTriggers& triggers,
+                     cudaStream_t stream) const {
+    SetRequest request;
+    request.triggers = triggers;
+    request.first_layer = layer;
+    request.queries = keys_.queries();
+    request.maybe_open_keys = keys_.maybe_open_keys();
+    request.sets = block_sets(layer);
+    request.sets.span_tokens += std::int64_t{first + 1} * batch_->span_capacity();
+    request.sets.num_span_tokens += first + 1;
+    request.sets.tail_begin += first + 1;
+    request.sets.num_sets = triggers.count;
+    return chooser_.choose(request, stream);
   }
 
   /// Lists are the present layer's; their sizes stay for all layers until the next block.
   [[nodiscard]] DeviceAttendedSets block_sets(std::int64_t layer) const {
-    const std::int64_t rows = max_triggers_ + 1;
-    return {span_tokens_.data(), num_span_tokens_.data() + layer * rows,
-            tail_begin_.data() + layer * rows, max_triggers_ + 1, batch_->span_capacity()};
+    const auto sets = static_cast<std::int64_t>(sets_a_layer());
+    std::int32_t* sizes = set_sizes_.data() + layer * sets;
+    return {span_tokens_.data(), sizes, sizes + config().num_layers * sets, max_triggers_ + 1,
+            batch_->span_capacity()};
   }
 
-  [[nodiscard]] kernels::DeviceScoreArgs<T> score_args(std::int64_t layer, std::int32_t first,
-                                                       std::int32_t count) const {
-    const ScorerShape& shape = scorer_->shape();
-    kernels::DeviceScoreArgs<T> args;
-    args.queries = queries_.data() + first * shape.query_size();
-    args.query_stride = shape.query_size();
-    if (shape.has_null_logits) {
-      args.maybe_null = args.queries + scorer_->query_features();
-    } else {
-      args.maybe_open_keys = open_keys_.data() + first * shape.key_size();
-    }
-    args.maybe_bias = scorer_->maybe_distance_bias(layer);
-    args.keys = batch_->chunk_keys(layer);
-    args.key_seq_stride = std::int64_t{batch_->max_chunks()} * shape.key_size();
-    args.table = batch_->table();
-    args.triggers = {query_tokens_.data() + first, trigger_seqs_.data() + first, count};
-    args.window = local_window();
-    args.num_layers = 1;
-    args.num_heads = static_cast<std::int32_t>(shape.num_heads);
-    args.num_key_heads = static_cast<std::int32_t>(shape.num_key_heads);
-    args.key_dim = static_cast<std::int32_t>(shape.key_dim);
-    args.adds_log_length = shape.adds_log_length;
-    args.scale = shape.scale;
-    args.head_join = batch_->options().chunk.head_join;
-    args.scores = scores_.data();
-    args.score_stride = batch_->max_chunks();
-    args.workspace = workspace_.data();
-    args.workspace_bytes = workspace_.size();
-    return args;
+  /// Attention and the rest of a layer for all rows; the last set chosen is the layer's then.
+  Status finish_layer(const TokenBlockPlan& plan, std::int64_t layer, cudaStream_t stream) const {
+    const TileList& list = layer == 0 ? inputs_.first_layer_tiles() : inputs_.other_tiles();
+    const kernels::PrefillTile* tiles =
+        inputs_.device_tiles() + (layer == 0 ? 0 : inputs_.first_layer_tiles().count());
+    CHUNKLLM_RETURN_IF_ERROR(batch_->is_windowed(layer)
+                                 ? attend(plan, layer, 0, plan.num_rows(), inputs_.one_tile(), 1,
+                                          plan.num_rows(), sets_of(plan, layer), stream)
+                                 : attend(plan, layer, 0, plan.num_rows(), tiles, list.count(),
+                                          list.most_rows, sets_of(plan, layer), stream));
+    CHUNKLLM_RETURN_IF_ERROR(backbone_->finish_layer(run_on(stream), layer, attended_.data(),
+                                                     plan.num_rows(), hidden_.data()));
+    return keep_last_set(plan, layer, stream);
+  }
+  Status keep_last_set(const TokenBlockPlan& plan, std::int64_t layer, cudaStream_t stream) const {
+    if (!selects(layer) || num_triggers_ == 0) return {};
+    return kernels::launch_copy_set(block_sets(layer), num_triggers_, batch_->sets(layer), plan.seq,
+                                    stream);
   }
 
-  [[nodiscard]] kernels::LocalWindow local_window() const {
-    const ChunkOptions& chunk = batch_->options().chunk;
-    return {static_cast<std::int32_t>(chunk.local_min_tokens),
-            static_cast<std::int32_t>(chunk.local_min_chunks)};
-  }
-
-  /// The set that stood, then one for each trigger.
-  Status choose_sets(const TokenBlockPlan& plan, std::int64_t layer, cudaStream_t stream) const {
-    CHUNKLLM_RETURN_IF_ERROR(kernels::launch_copy_set(batch_->layer_sets(layer), plan.seq,
-                                                      block_sets(layer), 0, stream));
-    const ChunkOptions& chunk = batch_->options().chunk;
-    for (std::int32_t first = 0; first < num_triggers_; first += scored_at_once_) {
-      const std::int32_t count = std::min(scored_at_once_, num_triggers_ - first);
-      const kernels::DeviceScoreArgs<T> score = score_args(layer, first, count);
-      CHUNKLLM_RETURN_IF_ERROR(kernels::launch_score_chunks(score, stream));
-      kernels::SelectChunksArgs select;
-      select.scores = scores_.data();
-      select.score_stride = batch_->max_chunks();
-      select.table = score.table;
-      select.triggers = score.triggers;
-      select.window = score.window;
-      select.budget = chunk.budget;
-      select.threshold = chunk.threshold;
-      select.chosen = chosen_.data();
-      select.max_chosen = batch_->max_chunks();
-      select.num_chosen = num_chosen_.data();
-      select.num_nan = num_nan_.data();
-      kernels::PlanArgs planned;
-      planned.table = score.table;
-      planned.triggers = score.triggers;
-      planned.window = score.window;
-      planned.chosen = chosen_.data();
-      planned.max_chosen = select.max_chosen;
-      planned.num_chosen = num_chosen_.data();
-      planned.sets = block_sets(layer);
-      planned.sets.span_tokens += std::int64_t{first + 1} * batch_->span_capacity();
-      planned.sets.num_span_tokens += first + 1;
-      planned.sets.tail_begin += first + 1;
-      planned.sets.num_sets = count;
-      CHUNKLLM_RETURN_IF_ERROR(kernels::launch_select_and_plan(select, planned, stream));
-    }
-    return {};
-  }
-
-  Status attend(const TokenBlockPlan& plan, std::int64_t layer, cudaStream_t stream) const {
-    const auto rows = static_cast<std::int32_t>(plan.tokens.size());
+  /// \param row  first of `count` rows; tiles count rows from it
+  Status attend(const TokenBlockPlan& plan, std::int64_t layer, std::int32_t row,
+                std::int32_t count, const kernels::PrefillTile* tiles, std::int32_t num_tiles,
+                std::int32_t most_rows, const DeviceAttendedSets& sets, cudaStream_t stream) const {
+    const std::int64_t offset = row * config().query_size();
     kernels::PrefillAttentionArgs<T> args;
-    args.q = query_rows_.data();
-    args.out = attended_.data();
+    args.q = query_rows_.data() + offset;
+    args.out = attended_.data() + offset;
     args.q_stride = config().query_size();
     args.out_stride = config().query_size();
     args.kv = as_const(batch_->kv(layer));
     args.seq = plan.seq;
-    const TileList& list = layer == 0 ? first_tiles_ : other_tiles_;
-    args.tiles = tiles_.data() + (layer == 0 ? 0 : first_tiles_.count());
-    args.num_tiles = list.count();
-    args.max_tile_rows = list.most_rows;
-    args.sets = sets_of(plan, layer);
-    args.first_token = plan.first_token;
-    args.num_rows = rows;
+    args.tiles = tiles;
+    args.num_tiles = num_tiles;
+    args.max_tile_rows = most_rows;
+    args.sets = sets;
+    args.first_token = plan.first_token + row;
+    args.num_rows = count;
     args.num_heads = static_cast<std::int32_t>(config().num_heads);
     args.num_kv_heads = static_cast<std::int32_t>(config().num_kv_heads);
     args.head_dim = static_cast<std::int32_t>(config().head_dim);
@@ -527,35 +359,26 @@ class PrefillBlock {
     args.positions = batch_->positions(layer);
     args.rope = batch_->rope();
     args.window = batch_->window(layer);
-    if (batch_->is_windowed(layer)) {  // one tile over all rows
-      args.tiles = tiles_.data() + first_tiles_.count() + other_tiles_.count();
-      args.num_tiles = 1;
-      args.max_tile_rows = rows;
-    }
     return kernels::launch_chunk_prefill_attention(args, stream);
   }
 
+  static DeviceAttendedSets one(DeviceAttendedSets sets, std::int32_t index) {
+    sets.span_tokens += std::int64_t{index} * sets.span_capacity;
+    sets.num_span_tokens += index;
+    sets.tail_begin += index;
+    sets.num_sets = 1;
+    return sets;
+  }
   /// Tiles name sets by index: 0 where the block has one only.
   [[nodiscard]] DeviceAttendedSets sets_of(const TokenBlockPlan& plan, std::int64_t layer) const {
-    const auto one = [](DeviceAttendedSets sets, std::int32_t index) {
-      sets.span_tokens += std::int64_t{index} * sets.span_capacity;
-      sets.num_span_tokens += index;
-      sets.tail_begin += index;
-      sets.num_sets = 1;
-      return sets;
-    };
-    if (batch_->options().dense || batch_->is_windowed(layer) ||
-        plan.sets == TokenBlockPlan::Sets::kEverything) {
+    if (!selects(layer) || plan.sets == TokenBlockPlan::Sets::kEverything) {
       return one(batch_->everything(), plan.seq);
     }
     if (plan.sets == TokenBlockPlan::Sets::kLook) {
       return look_set(plan.shares_look_set ? 0 : layer);
     }
-    if (plan.sets == TokenBlockPlan::Sets::kShared) return one(batch_->sets(layer), plan.seq);
-    return num_triggers_ > 0 ? block_sets(layer) : one(batch_->layer_sets(layer), plan.seq);
+    return num_triggers_ > 0 ? block_sets(layer) : one(batch_->sets(layer), plan.seq);
   }
-
-  static constexpr std::size_t kMostWorkspaceBytes = std::size_t{256} << 20;
 
   const DeviceBackbone<T>* backbone_;
   const DeviceScorer<T>* scorer_;
@@ -564,39 +387,24 @@ class PrefillBlock {
   const CublasHandle* cublas_;
   std::int32_t max_rows_ = 0;
   std::int32_t max_triggers_ = 0;
-  std::int32_t scored_at_once_ = 0;
-  // Of the block in progress.
-  std::int32_t num_triggers_ = 0;
-  std::int32_t num_queries_ = 0;  // triggers, and the last token where it is none
-  std::int32_t last_query_ = 0;   // index of the last token's query
-  TileList first_tiles_;
-  TileList other_tiles_;
-  DeviceBuffer<std::int32_t> tokens_;
-  DeviceBuffer<std::int32_t> positions_;
+  std::int32_t max_ends_ = 0;
+  std::int32_t num_triggers_ = 0;  // of the block in progress
+  TokenBlockInputs inputs_;
   DeviceBuffer<float> hidden_;
   DeviceBuffer<T> normed_;
   DeviceBuffer<T> qkv_;
   DeviceBuffer<T> query_rows_;
   DeviceBuffer<T> attended_;
   DeviceBuffer<std::byte> scratch_;
-  DeviceBuffer<kernels::PrefillTile> tiles_;  // first layer's, the others', one over all rows
-  DeviceBuffer<std::int32_t> query_tokens_;
-  DeviceBuffer<std::int32_t> trigger_seqs_;
-  DeviceBuffer<float> queries_;
-  DeviceBuffer<float> open_keys_;
-  DeviceBuffer<T> trigger_rows_;
-  DeviceBuffer<T> pooled_rows_;
-  DeviceBuffer<std::int32_t> span_tokens_;      // [1 + max_triggers, span_capacity]
-  DeviceBuffer<std::int32_t> num_span_tokens_;  // [num_layers, 1 + max_triggers]
-  DeviceBuffer<std::int32_t> tail_begin_;
-  DeviceBuffer<std::int32_t> look_tokens_;
-  DeviceBuffer<std::int32_t> num_look_tokens_;
-  DeviceBuffer<std::int32_t> look_tail_begin_;
-  DeviceBuffer<float> scores_;
-  DeviceBuffer<std::int32_t> chosen_;
-  DeviceBuffer<std::int32_t> num_chosen_;
-  DeviceBuffer<std::int32_t> num_nan_;
-  DeviceBuffer<std::byte> workspace_;
+  PrefillKeys<T> keys_;
+  DeviceSetChooser<T> chooser_;
+  DeviceBuffer<std::int32_t> span_tokens_;  // [1 + max_triggers, span_capacity]
+  DeviceBuffer<std::int32_t> set_sizes_;    // [2, num_layers, 1 + max_triggers]
+  DeviceBuffer<std::int32_t> look_tokens_;  // [num_layers, span_capacity]
+  DeviceBuffer<std::int32_t> look_sizes_;   // [2, num_layers]
+  DeviceBuffer<float> probabilities_;       // of the Chunk Adapter, [max_rows]
 };
 
 }  // namespace chunkllm::cuda
+
+#include "chunkllm/cuda/prefill_boundaries.hpp"

@@ -26,7 +26,8 @@ namespace chunkllm::detail {
 /// What every task of an `Evaluator` needs: model and settings, sessions, scorers, progress, rows.
 ///
 /// \tparam SessionType  made by a `create` with the parameters of `Session::create`
-template <FrozenBackbone Backbone, typename KvType, typename SessionType>
+template <FrozenBackbone Backbone, typename KvType,
+          typename SessionType = Session<Backbone, AnyScorer, KvType>>
 class EvaluateContext {
  public:
   using EvaluateSession = SessionType;

@@ -4,7 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
-#include <cuda_runtime_api.h>
+#include <cuda_runtime.h>
 
 #include <algorithm>
 #include <bit>
@@ -50,7 +50,12 @@ struct DecodeAttentionArgs {
   /// a wanted and a stored position. Lengths stand on the device, so only its presence is checked:
   /// a table that is too short is read past its end.
   cuda::DeviceRope rope;
-  std::int32_t window = 0;     ///< newest attended tokens seen, the new one included; 0: all
+  std::int32_t window = 0;  ///< newest attended tokens seen, the new one included; 0: all
+  /// On devices of compute capability 9.0 or more, where it hides the launch and, with kPast, the
+  /// start. Exact in streams and graphs whatever kernel stands in front. With kPast that kernel may
+  /// write queries and the new tokens' keys and values only: lengths, sets, page and RoPE tables,
+  /// and past keys and values must be complete before it begins.
+  decode_attention::Overlap overlap = decode_attention::Overlap::kNone;
   float* maybe_lse = nullptr;  ///< [num_seqs, num_heads] log of the softmax's denominator, or null
   void* workspace = nullptr;   ///< 16-byte aligned, made ready by `init_decode_attention_workspace`
   std::size_t workspace_bytes = 0;
@@ -63,38 +68,42 @@ inline constexpr std::int32_t kMaxGroup = 2 * kHeadColumns;  // query heads of a
 /// Blocks an SM that a workspace has room for, whatever tuning is launched.
 inline constexpr std::int32_t kMaxBlocksPerSm = 4;
 
+/// Token lists up to which all their lines are asked for ahead, whatever is listed: 0.1 us.
+inline constexpr std::int64_t kMaxPrefetchedBytes = std::int64_t{512} << 10;
+
 /// Rings of about 200 KB an SM, two thirds of it on its way: at 4.3 TB/s and a loaded latency of
-/// more than a microsecond, 132 SMs need over 32 KB each. Short rows leave room for more blocks,
-/// which hide the longer arithmetic a byte.
+/// more than a microsecond, 132 SMs need over 32 KB each. One block an SM, because a launch ends
+/// with the join of a pair's parts, one a block. Short rows leave room for more warps, which hide
+/// the longer arithmetic a byte. A device of less shared memory has fewer warps a block.
 template <int kRowBytes, int kColumnTiles>
 struct TuningFor;
 template <int kColumnTiles>
 struct TuningFor<64, kColumnTiles> {
-  using Type = Tuning<4, 6, 3>;
+  using Type = Tuning<12, 6, 1>;
 };
 template <int kColumnTiles>
 struct TuningFor<96, kColumnTiles> {
-  using Type = Tuning<4, 6, 2>;
+  using Type = Tuning<8, 6, 1>;
 };
 template <>
 struct TuningFor<128, 1> {
-  using Type = Tuning<4, 4, 3>;
+  using Type = Tuning<12, 4, 1>;
 };
 template <>
-struct TuningFor<128, 2> {  // a third block would leave too few registers
-  using Type = Tuning<4, 5, 2>;
+struct TuningFor<128, 2> {  // more warps would have too few registers
+  using Type = Tuning<8, 5, 1>;
 };
 template <int kColumnTiles>
 struct TuningFor<192, kColumnTiles> {
-  using Type = Tuning<4, 4, 2>;
+  using Type = Tuning<8, 4, 1>;
 };
 template <int kColumnTiles>
 struct TuningFor<256, kColumnTiles> {
-  using Type = Tuning<4, 3, 2>;
+  using Type = Tuning<8, 3, 1>;
 };
 template <int kColumnTiles>
 struct TuningFor<512, kColumnTiles> {
-  using Type = Tuning<2, 3, 2>;
+  using Type = Tuning<4, 3, 1>;
 };
 
 inline Result<std::int32_t> device_attribute(cudaDeviceAttr attribute) {
@@ -217,24 +226,32 @@ Status validate(const DecodeAttentionArgs<T, Kv>& args) {
 /// which a benchmark compares tunings.
 template <int kHeadDim, int kColumnTiles, bool kTurned, typename Cut, typename T, typename Kv>
 Status launch_as(const DecodeAttentionArgs<T, Kv>& args, cudaStream_t stream) {
-  using Block = BlockLayout<T, Kv, kHeadDim, kColumnTiles, Cut>;
-  static_assert(Cut::kBlocksPerSm <= kMaxBlocksPerSm);
+  using Block = BlockLayout<T, Kv, kHeadDim, kColumnTiles, kTurned, Cut>;
+  static_assert(2 * Cut::kBlocksPerSm <= kMaxBlocksPerSm);
   CHUNKLLM_ASSIGN_OR_RETURN(const std::int32_t num_sms,
                             device_attribute(cudaDevAttrMultiProcessorCount));
   CHUNKLLM_ASSIGN_OR_RETURN(const std::int32_t sm_bytes,
                             device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor));
   CHUNKLLM_ASSIGN_OR_RETURN(const std::int32_t block_bytes,
                             device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
-  if (Block::kSharedBytes > block_bytes) {
+  constexpr std::int32_t kStatic = 128;    // shared memory of the kernel that is not dynamic
+  constexpr std::int32_t kRuntime = 1024;  // that the runtime keeps of each block's for itself
+  const auto resident_of = [&](std::int32_t warps) {
+    return sm_bytes / (Block::shared_bytes(warps) + kStatic + kRuntime);
+  };
+  std::int32_t num_warps = std::min((block_bytes - kStatic - Block::kTurnBytes) / Block::kWarpBytes,
+                                    std::int32_t{Cut::kNumWarps});
+  if (num_warps < 1) {
     return unsupported("decode attention of head_dim " + std::to_string(kHeadDim) + " needs " +
-                       std::to_string(Block::kSharedBytes) +
+                       std::to_string(Block::shared_bytes(1) + kStatic) +
                        " bytes of shared memory a block, the device has " +
                        std::to_string(block_bytes));
   }
-  // The runtime keeps 1 KB of each block's shared memory for itself.
-  const std::int32_t resident =
-      std::clamp(sm_bytes / (Block::kSharedBytes + 1024), 1, Cut::kBlocksPerSm);
-  const std::int32_t grid = std::min(num_sms * resident, Block::kMaxParts);
+  std::int32_t blocks_per_sm = std::clamp(resident_of(num_warps), 1, Cut::kBlocksPerSm);
+  if (args.num_seqs > 1 && num_warps > 1 && resident_of(num_warps / 2) >= 2 * blocks_per_sm) {
+    num_warps /= 2;
+    blocks_per_sm *= 2;
+  }
 
   const std::int64_t row = static_cast<std::int64_t>(args.num_heads) * args.head_dim;
   Params<T, Kv> params;
@@ -255,8 +272,15 @@ Status launch_as(const DecodeAttentionArgs<T, Kv>& args, cudaStream_t stream) {
   params.q_rotation = args.q_rotation;
   params.positions = args.positions;
   params.rope = args.rope.values;
+  params.rope_count = args.rope.count;
   params.turns_keys = turns_keys(args);
+  params.turns_by_tile = args.positions == Positions::kInCache &&
+                         args.kv.rotation == Rotation::kNone && args.q_rotation == Rotation::kNone;
   params.window = args.window;
+  const std::int64_t list_bytes = static_cast<std::int64_t>(args.num_seqs) *
+                                  args.sets.span_capacity *
+                                  static_cast<std::int64_t>(sizeof(std::int32_t));
+  params.prefetched_bytes = list_bytes <= kMaxPrefetchedBytes ? list_bytes : 0;
   params.maybe_lse = args.maybe_lse;
   params.partials = static_cast<float*>(args.workspace);
   params.counters = reinterpret_cast<std::int32_t*>(
@@ -265,9 +289,27 @@ Status launch_as(const DecodeAttentionArgs<T, Kv>& args, cudaStream_t stream) {
   const auto kernel = chunk_decode_attention_kernel<T, Kv, kHeadDim, kColumnTiles, kTurned, Cut>;
   CHUNKLLM_RETURN_IF_ERROR(
       cuda::cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             Block::kSharedBytes),
+                                             Block::shared_bytes(num_warps)),
                         "chunk_decode_attention_kernel: shared memory"));
-  kernel<<<static_cast<unsigned>(grid), Block::kThreads, Block::kSharedBytes, stream>>>(params);
+  if (args.overlap != Overlap::kNone) {
+    // The instruction that waits is in the kernel only where it was compiled for such a device.
+    cudaFuncAttributes attributes = {};
+    CHUNKLLM_RETURN_IF_ERROR(cuda::cuda_status(cudaFuncGetAttributes(&attributes, kernel),
+                                               "chunk_decode_attention_kernel: attributes"));
+    const bool waits = attributes.ptxVersion >= 90 && attributes.binaryVersion >= 90;
+    params.overlap = waits ? args.overlap : Overlap::kNone;
+  }
+  cudaLaunchAttribute overlaps = {};
+  overlaps.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlaps.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(num_sms * blocks_per_sm));
+  config.blockDim = dim3(static_cast<unsigned>(num_warps * kWarpSize));
+  config.dynamicSmemBytes = static_cast<std::size_t>(Block::shared_bytes(num_warps));
+  config.stream = stream;
+  config.attrs = &overlaps;
+  config.numAttrs = params.overlap == Overlap::kNone ? 0 : 1;
+  static_cast<void>(cudaLaunchKernelEx(&config, kernel, params));  // the status has its error
   return cuda::launch_status("chunk_decode_attention_kernel");
 }
 
@@ -293,10 +335,10 @@ Status launch_head_dim(const DecodeAttentionArgs<T, Kv>& args, cudaStream_t stre
 /// begins at 0.
 ///
 /// One launch. The tiles of 16 attended tokens of all sequences and KV heads are cut into stretches
-/// of equal size, one a resident block, so that all SMs finish together whatever the lengths. A
-/// (sequence, KV head) pair that two or more blocks share is joined by the last of them to arrive.
-/// The cut is made on the device: a captured launch serves sequences that grow and sets that
-/// change.
+/// of equal size, one a resident block, so that all SMs finish together whatever the lengths; the
+/// KV heads of a lone sequence are cut each by itself where that costs few blocks. A (sequence, KV
+/// head) pair that two or more blocks share is joined by the last of them to arrive. The cut is
+/// made on the device: a captured launch serves sequences that grow and sets that change.
 ///
 /// Numerics: products of 16 bit operands, sums in f32, online softmax in base 2. The weights are
 ///        rounded to the operands' type before they meet the values. fp8 keys and values are
@@ -310,7 +352,8 @@ Status launch_head_dim(const DecodeAttentionArgs<T, Kv>& args, cudaStream_t stre
 ///        sequence in another batch is cut elsewhere and may differ in the last bits. What lists
 ///        the same tokens, by spans or in the tail, gives the same bits.
 /// Cost:  one read of each attended key and value, 4 * num_heads * head_dim flops an attended
-///        token, and where keys are turned head_dim floats of the RoPE table a key and KV head
+///        token, and where keys are turned head_dim floats of the RoPE table a key and KV head; a
+///        16th of that where keys and queries without a rotation take in-cache positions
 /// Limits: head_dim 64, 96, 128, 256; 1 to 16 query heads a KV head; fewer than 2^31 tiles
 /// Errors: kUnsupported lists what is supported; kInvalidArgument names what contradicts what;
 ///        kDeviceError. Page tables, strides, sets and lengths are the caller's word.

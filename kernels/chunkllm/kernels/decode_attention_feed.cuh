@@ -60,6 +60,35 @@ struct RankedTokens {
   }
 };
 
+/// One warp's shared memory.
+///
+/// \tparam kTurned  a stage has a row beside its tile: of [16] the RoPE steps that each key is
+///                  still to be turned by, or the RoPE row that the queries are turned by
+template <typename Kv, int kHeadDim, bool kTurned>
+struct WarpStages {
+  using Layout = TileLayout<Kv, kHeadDim>;
+  static constexpr int kRowBytes =
+      kTurned ? kHeadDim * static_cast<int>(sizeof(float)) : 0;  // no less than 16 steps
+
+  std::uint32_t ring;   ///< shared memory address
+  unsigned char* rows;  ///< in shared memory
+
+  __device__ std::uint32_t tile(int stage) const { return ring + stage * Layout::kBytes; }
+  __device__ std::int32_t* steps(int stage) const {
+    return reinterpret_cast<std::int32_t*>(rows + stage * kRowBytes);
+  }
+  __device__ float* rope_row(int stage) const {
+    return reinterpret_cast<float*>(rows + stage * kRowBytes);
+  }
+};
+
+/// How keys come to their wanted positions.
+struct KeyTurns {
+  Rotation stored = Rotation::kAtTokenPosition;
+  Positions positions = Positions::kOriginal;
+  const float* maybe_rope = nullptr;  ///< not null: queries are turned tile by tile instead
+};
+
 /// Brings one warp's tiles into its ring of shared memory.
 ///
 /// Between a rank and its key lie two reads that depend on one another, the token list and the page
@@ -69,14 +98,17 @@ template <typename Kv, int kHeadDim, int kStages, bool kTurned>
 class TileFeed {
  public:
   using Layout = TileLayout<Kv, kHeadDim>;
+  using Stages = WarpStages<Kv, kHeadDim, kTurned>;
 
   /// \param first_rank   of the warp's first tile   \param end_rank  of the attended ones
   /// \param num_tiles    of this warp
   /// \param rank_step    ranks from one of its tiles to the next
-  __device__ TileFeed(const RankedTokens<Kv>& tokens, std::int32_t first_rank,
-                      std::int32_t end_rank, std::int32_t num_tiles, std::int32_t rank_step,
-                      int lane)
-      : tokens_(tokens),
+  __device__ TileFeed(const Stages& stages, const KeyTurns& turns, const RankedTokens<Kv>& tokens,
+                      std::int32_t first_rank, std::int32_t end_rank, std::int32_t num_tiles,
+                      std::int32_t rank_step, int lane)
+      : stages_(stages),
+        turns_(turns),
+        tokens_(tokens),
         first_rank_(first_rank),
         end_rank_(end_rank),
         num_tiles_(num_tiles),
@@ -84,8 +116,7 @@ class TileFeed {
         lane_(lane) {}
 
   /// Starts the copies of the first kStages - 1 tiles.
-  __device__ void start(std::uint32_t ring, std::int32_t* steps, Rotation stored,
-                        Positions positions) {
+  __device__ void start() {
     std::int32_t token[kStages + 1];
     std::int32_t page[kStages];
 #pragma unroll
@@ -96,18 +127,17 @@ class TileFeed {
     page_ = page[0];
 #pragma unroll
     for (int s = 0; s + 1 < kStages; ++s) {
-      copy(ring + s * Layout::kBytes, steps + s * kTileTokens, s, stored, positions);
+      copy(s, s);
       token_ = token[s + 1];
       page_ = page[s + 1];
     }
     next_token_ = token[kStages];
   }
 
-  /// Starts the copy of tile `i`; tiles come in order, without a gap. An empty group is committed
-  /// behind the last one, so that groups and tiles count alike.
-  __device__ void advance(std::uint32_t stage, std::int32_t* steps, std::int32_t i, Rotation stored,
-                          Positions positions) {
-    copy(stage, steps, i, stored, positions);
+  /// Starts the copy of tile `i` into a stage; tiles come in order, without a gap. An empty group
+  /// is committed behind the last one, so that groups and tiles count alike.
+  __device__ void advance(int stage, std::int32_t i) {
+    copy(stage, i);
     token_ = next_token_;
     page_ = tokens_.page(token_);
     next_token_ = token_of(i + 2);
@@ -129,9 +159,9 @@ class TileFeed {
   }
 
   /// Copies tile `i`, whose tokens are at hand.
-  __device__ void copy(std::uint32_t stage, std::int32_t* steps, std::int32_t i, Rotation stored,
-                       Positions positions) {
+  __device__ void copy(int stage, std::int32_t i) {
     if (i < num_tiles_) {
+      const std::uint32_t tile = stages_.tile(stage);
       const std::int32_t num_rows = rows_of(i);
       const std::int64_t offset = tokens_.offset(token_, page_);
 #pragma unroll
@@ -142,24 +172,35 @@ class TileFeed {
         const std::int64_t bytes =
             __shfl_sync(kFullWarp, offset, row) * static_cast<std::int64_t>(sizeof(Kv)) + column;
         const std::uint32_t target =
-            stage + static_cast<std::uint32_t>(row * Layout::kPitch + column);
+            tile + static_cast<std::uint32_t>(row * Layout::kPitch + column);
         const bool valid = row < num_rows;
         copy_async_16(target, reinterpret_cast<const char*>(tokens_.keys) + bytes, valid);
         copy_async_16(target + Layout::kValues,
                       reinterpret_cast<const char*>(tokens_.values) + bytes, valid);
       }
       if constexpr (kTurned) {
-        if (lane_ < kTileTokens) {
+        if (turns_.maybe_rope != nullptr) {
+          const float* row =
+              turns_.maybe_rope + static_cast<std::int64_t>(end_rank_ - 1 - rank_of(i)) * kHeadDim;
+          const std::uint32_t target = shared_address(stages_.rope_row(stage));
+#pragma unroll
+          for (int n = 0; n < kHeadDim / 4; n += kWarpSize) {
+            const int vector = n + lane_;
+            if (vector < kHeadDim / 4) copy_async_16(target + vector * 16, row + 4 * vector, true);
+          }
+        } else if (lane_ < kTileTokens) {
           const std::int32_t wanted =
-              positions == Positions::kInCache ? rank_of(i) + lane_ : token_;
-          const std::int32_t now = stored == Rotation::kAtTokenPosition ? token_ : 0;
-          steps[lane_] = lane_ < num_rows ? wanted - now : 0;
+              turns_.positions == Positions::kInCache ? rank_of(i) + lane_ : token_;
+          const std::int32_t now = turns_.stored == Rotation::kAtTokenPosition ? token_ : 0;
+          stages_.steps(stage)[lane_] = lane_ < num_rows ? wanted - now : 0;
         }
       }
     }
     commit_async();
   }
 
+  Stages stages_;
+  KeyTurns turns_;
   RankedTokens<Kv> tokens_;
   std::int32_t first_rank_;
   std::int32_t end_rank_;

@@ -13,11 +13,39 @@
 
 namespace chunkllm::kernels::decode_attention {
 
+/// How far a launch reaches into the time of the kernel in front of it.
+enum class Overlap : std::uint8_t {
+  kNone,    ///< begins when all work in front of it is complete
+  kLaunch,  ///< takes its place early, and reads nothing before
+  kPast,    ///< reads everything but queries and newest tokens before
+};
+
+/// Blocks until the kernels in front of this one are complete and what they wrote can be read;
+/// returns at once where the launch does not overlap. Every block must pass here, or a later launch
+/// would take this one to be complete before its predecessors.
+__device__ inline void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/// Lets a next kernel that overlaps take what room there is.
+__device__ inline void release_next() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ inline void prefetch_l2(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
+inline constexpr std::int64_t kLineBytes = 128;  // of the L2 cache
+
 /// How a launch is cut up.
 ///
-/// \tparam kWarps   of a block
+/// \tparam kWarps   of a block at most; a device of less shared memory has fewer
 /// \tparam kStages  tiles in a warp's ring; all but one are on their way
-/// \tparam kBlocks  resident ones an SM; the grid is as large
+/// \tparam kBlocks  resident ones an SM; the grid is as large. In batches twice as many of half the
+///                  warps each: while one goes on to another pair, the other streams
 template <int kWarps, int kStages, int kBlocks>
 struct Tuning {
   static constexpr int kNumWarps = kWarps;
@@ -43,31 +71,36 @@ struct Params {
   Rotation q_rotation = Rotation::kAtTokenPosition;
   Positions positions = Positions::kOriginal;
   const float* rope = nullptr;
+  std::int32_t rope_count = 0;
   bool turns_keys = false;
+  bool turns_by_tile = false;  ///< see `TileTurns`
   std::int32_t window = 0;
+  Overlap overlap = Overlap::kNone;
+  std::int64_t prefetched_bytes = 0;  ///< of the token lists; 0: they are long
   float* maybe_lse = nullptr;
   std::int32_t* counters = nullptr;  ///< [num_seqs, num_kv_heads] blocks that have arrived; zeros
   float* partials = nullptr;         ///< [grid, 2, group, PartialRecord]
 };
 
+/// Shared memory: each warp's ring, each warp's rows beside it, and the turns within a tile.
+///
 /// \tparam Cut  a Tuning
-template <typename T, typename Kv, int kHeadDim, int kColumnTiles, typename Cut>
+template <typename T, typename Kv, int kHeadDim, int kColumnTiles, bool kTurned, typename Cut>
 struct BlockLayout {
   using Warp = WarpAttention<T, Kv, kHeadDim, kColumnTiles>;
   using Tile = TileLayout<Kv, kHeadDim>;
   static constexpr int kRingBytes = Cut::kNumStages * Tile::kBytes;
-  static constexpr int kThreads = Cut::kNumWarps * kWarpSize;
+  static constexpr int kRowsBytes = Cut::kNumStages * WarpStages<Kv, kHeadDim, kTurned>::kRowBytes;
+  static constexpr int kWarpBytes = kRingBytes + kRowsBytes;
+  static constexpr int kTurnBytes =
+      kTurned ? kTileTokens * kHeadDim * static_cast<int>(sizeof(float)) : 0;
   static constexpr int kMaxHeads = kColumnTiles * kHeadColumns;
-  /// Rings, and the RoPE steps of the keys in them.
-  static constexpr int kSharedBytes =
-      Cut::kNumWarps *
-      (kRingBytes + Cut::kNumStages * kTileTokens * static_cast<int>(sizeof(std::int32_t)));
-  /// Parts of one pair whose factors fit where the rings were.
-  static constexpr int kMaxParts =
-      (Cut::kNumWarps * kRingBytes / static_cast<int>(sizeof(float)) - 2 * kMaxHeads) / kMaxHeads;
-  /// Tiles below which a block is not worth its start: two for each warp.
-  static constexpr int kMinStretchTiles = 2 * Cut::kNumWarps;
+  static constexpr int shared_bytes(int num_warps) { return num_warps * kWarpBytes + kTurnBytes; }
+  /// Tiles a warp below which a block is not worth its start.
+  static constexpr int kMinWarpTiles = 2;
 
+  static_assert(kRingBytes >= 6 * static_cast<int>(sizeof(float)) * kWarpSize,
+                "the scratch of `merge_blocks` fits where the rings were");
   static_assert(Warp::kStateFloats * static_cast<int>(sizeof(float)) <= kRingBytes,
                 "a warp lays its result down in its own ring");
 };
@@ -77,53 +110,81 @@ struct BlockLayout {
 template <typename T, typename Kv, int kHeadDim, int kColumnTiles, bool kTurned, typename Cut>
 __global__ void __launch_bounds__(Cut::kNumWarps* kWarpSize, Cut::kBlocksPerSm)
     chunk_decode_attention_kernel(const __grid_constant__ Params<T, Kv> params) {
-  using Block = BlockLayout<T, Kv, kHeadDim, kColumnTiles, Cut>;
+  using Block = BlockLayout<T, Kv, kHeadDim, kColumnTiles, kTurned, Cut>;
   using Warp = typename Block::Warp;
-  using Tile = typename Block::Tile;
   using Record = PartialRecord<kHeadDim>;
-  constexpr int kNumWarps = Cut::kNumWarps;
   constexpr int kStages = Cut::kNumStages;
+
+  release_next();
+  const std::int64_t line =
+      (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kLineBytes;
+  if (line < params.prefetched_bytes) {  // the lists come closer while lengths are on their way
+    prefetch_l2(reinterpret_cast<const char*>(params.sets.span_tokens) + line);
+  }
+  if (params.overlap != Overlap::kPast) wait_for_previous();
 
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ bool is_last;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int num_warps = static_cast<int>(blockDim.x) / kWarpSize;
   auto* const states = reinterpret_cast<float*>(shared);
   constexpr int kStateStride = Block::kRingBytes / static_cast<int>(sizeof(float));
-  const std::uint32_t ring = shared_address(shared) + warp * Block::kRingBytes;
-  std::int32_t* const steps =
-      reinterpret_cast<std::int32_t*>(shared + kNumWarps * Block::kRingBytes) +
-      warp * kStages * kTileTokens;
+  unsigned char* const rows = shared + num_warps * Block::kRingBytes;
+  auto* const in_tile_turns = reinterpret_cast<float4*>(rows + num_warps * Block::kRowsBytes);
+  const WarpStages<Kv, kHeadDim, kTurned> stages{shared_address(shared) + warp * Block::kRingBytes,
+                                                 rows + warp * Block::kRowsBytes};
+  KeyTurns key_turns{params.kv.rotation, params.positions, nullptr};
+  if constexpr (kTurned) {
+    if (params.turns_by_tile) key_turns.maybe_rope = params.rope;
+  }
 
   const TileIndex index{params.sets,     params.num_tokens,   params.window,
                         params.num_seqs, params.num_kv_heads, lane};
   const Partition partition(index.count(), static_cast<std::int32_t>(gridDim.x),
-                            Block::kMinStretchTiles);
+                            Block::kMinWarpTiles * num_warps,
+                            params.num_seqs == 1 ? params.num_kv_heads : 1);
   const auto block = static_cast<std::int32_t>(blockIdx.x);
-  if (block >= partition.num_stretches) return;
+  if (block >= partition.num_stretches) {
+    wait_for_previous();
+    return;
+  }
   const std::int32_t stretch_begin = partition.begin(block);
   const std::int32_t stretch_end = partition.begin(block + 1);
 
   for (std::int32_t begin = stretch_begin; begin < stretch_end;) {
     const PairPlace pair = index.find(begin);
-    if (pair.num_tiles == 0) return;  // lengths changed under the launch
+    if (pair.num_tiles == 0) {  // lengths changed under the launch
+      wait_for_previous();
+      return;
+    }
     const std::int32_t pair_end = pair.first_tile + pair.num_tiles;
     const std::int32_t end = min(pair_end, stretch_end);
     const Extent extent = extent_of(params.sets, params.num_tokens, params.window, pair.seq);
 
-    // This warp's tiles: begin + warp, begin + warp + kNumWarps, ...
-    const std::int32_t num_tiles = end - begin > warp ? ceil_div(end - begin - warp, kNumWarps) : 0;
+    // This warp's tiles: begin + warp, begin + warp + num_warps, ...
+    const std::int32_t num_tiles = end - begin > warp ? ceil_div(end - begin - warp, num_warps) : 0;
     TileFeed<Kv, kHeadDim, kStages, kTurned> feed(
+        stages, key_turns,
         RankedTokens<Kv>(params.kv, params.sets, params.page_shift, pair.seq, pair.kv_head),
         extent.first_rank + (begin + warp - pair.first_tile) * kTileTokens, extent.num_attended,
-        num_tiles, kNumWarps * kTileTokens, lane);
-    feed.start(ring, steps, params.kv.rotation, params.positions);
+        num_tiles, num_warps * kTileTokens, lane);
+    // The newest token, in the pair's last tile, may be as new as the queries.
+    if (end == pair_end && num_tiles < kStages) wait_for_previous();
+    feed.start();
+    wait_for_previous();
 
     // Behind the first copies, so that queries arrive while keys are on their way.
     Warp attention(lane);
     const std::int64_t first_head = static_cast<std::int64_t>(pair.kv_head) * params.group;
     Turn query_turn;
     if constexpr (kTurned) {
+      if (params.turns_by_tile && begin == stretch_begin) {
+        Warp::store_in_tile_turns(in_tile_turns, params.rope, params.rope_count);
+        __syncthreads();
+      }
+    }
+    if (kTurned && !params.turns_by_tile) {
       const std::int32_t token = params.num_tokens[pair.seq] - 1;
       const std::int32_t wanted =
           params.positions == Positions::kInCache ? extent.num_attended - 1 : token;
@@ -139,11 +200,19 @@ __global__ void __launch_bounds__(Cut::kNumWarps* kWarpSize, Cut::kBlocksPerSm)
     for (std::int32_t i = 0; i < num_tiles; ++i) {
       wait_async<kStages - 2>();
       __syncwarp();  // tile i is there for all lanes, and all have left tile i - 1
-      feed.advance(ring + free_stage * Tile::kBytes, steps + free_stage * kTileTokens,
-                   i + kStages - 1, params.kv.rotation, params.positions);
-      attention.template attend<kTurned>(
-          ring + stage * Tile::kBytes, feed.rows_of(i), params.score_factor,
-          params.turns_keys ? steps + stage * kTileTokens : nullptr, params.rope);
+      feed.advance(free_stage, i + kStages - 1);
+      TileTurns turns;
+      if constexpr (kTurned) {
+        if (params.turns_by_tile) {
+          turns.maybe_query_row = stages.rope_row(stage);
+          turns.in_tile = in_tile_turns;
+        } else if (params.turns_keys) {
+          turns.maybe_steps = stages.steps(stage);
+          turns.rope = params.rope;
+        }
+      }
+      attention.template attend<kTurned>(stages.tile(stage), feed.rows_of(i), params.score_factor,
+                                         turns);
       free_stage = stage;
       stage = stage + 1 == kStages ? 0 : stage + 1;
     }
@@ -162,15 +231,13 @@ __global__ void __launch_bounds__(Cut::kNumWarps* kWarpSize, Cut::kBlocksPerSm)
         params.kv.value_scale};
     constexpr int kStats = Block::kMaxHeads * Warp::kStatePitch;
     if (begin == pair.first_tile && end == pair_end) {
-      merge_warps<Warp, kHeadDim, kNumWarps>(
-          states, kStateStride, params.group, kStats,
-          [&](int head, int dim, const float4& acc, float reference, float sum) {
-            output.write(head, dim, acc, reference, sum);
-          });
+      merge_warps<Warp, kHeadDim>(states, kStateStride, params.group, kStats,
+                                  [&](int head, int dim, const float4& acc, float reference,
+                                      float sum) { output.write(head, dim, acc, reference, sum); });
     } else {
       float* const mine =
           Record::of(params.partials, block, begin == stretch_begin ? 0 : 1, params.group);
-      merge_warps<Warp, kHeadDim, kNumWarps>(
+      merge_warps<Warp, kHeadDim>(
           states, kStateStride, params.group, kStats,
           [&](int head, int dim, const float4& acc, float reference, float sum) {
             float* record = mine + head * Record::kFloats;
@@ -180,16 +247,18 @@ __global__ void __launch_bounds__(Cut::kNumWarps* kWarpSize, Cut::kBlocksPerSm)
       const std::int32_t first_block = partition.stretch_of(pair.first_tile);
       const std::int32_t num_parts = partition.stretch_of(pair_end - 1) - first_block + 1;
       std::int32_t* const counter = params.counters + pair.seq * params.num_kv_heads + pair.kv_head;
-      __threadfence();
-      __syncthreads();
+      __syncthreads();  // a fence of one thread behind it covers what all of them wrote
       if (threadIdx.x == 0) {
+        __threadfence();
         is_last = atomicAdd(counter, 1) == num_parts - 1;
-        if (is_last) *counter = 0;  // for the next launch
+        if (is_last) {
+          *counter = 0;  // for the next launch
+          __threadfence();
+        }
       }
       __syncthreads();
       if (is_last) {
-        __threadfence();
-        merge_blocks<T, kHeadDim, kNumWarps>(
+        merge_blocks<T, kHeadDim, Cut::kNumWarps>(
             params.partials, first_block, partition.begin(first_block) == pair.first_tile ? 0 : 1,
             num_parts, params.group, states, output);
       }

@@ -36,24 +36,48 @@ __device__ inline Extent extent_of(const cuda::DeviceAttendedSets& sets,
 /// The tiles of all (sequence, KV head) pairs, one behind the other, cut into one stretch a block.
 /// Stretches differ by one tile at most, and none is so short that starting it costs more than it
 /// saves.
+///
+/// A block whose stretch reaches into a second pair empties its rings in between, starts anew and
+/// ends last, and all wait for it. So the pairs of a lone sequence, which are equally long, are cut
+/// each by itself, where that leaves few blocks idle: memory is as busy with 128 of 132 of them.
 struct Partition {
   std::int32_t num_stretches = 0;
-  std::int32_t short_size = 0;  ///< tiles of a stretch; the first `num_long` have one more
+  std::int32_t num_tiles = 0;   ///< of a group, which is all, or a pair that is cut by itself
+  std::int32_t per_group = 1;   ///< stretches of a group
+  std::int32_t short_size = 0;  ///< tiles of a stretch; the first `num_long` of a group have one
+                                ///< more
   std::int32_t num_long = 0;
 
-  __device__ Partition(std::int32_t num_tiles, std::int32_t max_stretches,
-                       std::int32_t min_stretch_tiles) {
-    num_stretches = min(max_stretches, ceil_div(num_tiles, min_stretch_tiles));
+  /// \param num_equal_pairs  pairs of the same number of tiles that make up the whole; 1: unknown
+  __host__ __device__ Partition(std::int32_t all_tiles, std::int32_t max_stretches,
+                                std::int32_t min_stretch_tiles, std::int32_t num_equal_pairs) {
+    const std::int32_t wanted = ceil_div(all_tiles, min_stretch_tiles);
+    num_stretches = wanted < max_stretches ? wanted : max_stretches;
     if (num_stretches == 0) return;
-    short_size = num_tiles / num_stretches;
-    num_long = num_tiles % num_stretches;
+    const std::int32_t most = max_stretches / num_equal_pairs;
+    const std::int32_t share = ceil_div(num_stretches, num_equal_pairs);
+    num_tiles = all_tiles;
+    per_group = share < most ? share : most;
+    if (16 * per_group * num_equal_pairs >= 15 * num_stretches) {
+      num_tiles /= num_equal_pairs;
+      num_stretches = per_group * num_equal_pairs;
+    } else {
+      per_group = num_stretches;
+    }
+    short_size = num_tiles / per_group;
+    num_long = num_tiles % per_group;
   }
-  __device__ std::int32_t begin(std::int32_t stretch) const {
-    return stretch * short_size + min(stretch, num_long);
+  __host__ __device__ std::int32_t begin(std::int32_t stretch) const {
+    const std::int32_t group = stretch / per_group;
+    const std::int32_t i = stretch - group * per_group;
+    return group * num_tiles + i * short_size + (i < num_long ? i : num_long);
   }
-  __device__ std::int32_t stretch_of(std::int32_t tile) const {
+  __host__ __device__ std::int32_t stretch_of(std::int32_t tile) const {
+    const std::int32_t group = tile / num_tiles;
+    const std::int32_t i = tile - group * num_tiles;
     const std::int32_t in_long = num_long * (short_size + 1);
-    return tile < in_long ? tile / (short_size + 1) : num_long + (tile - in_long) / short_size;
+    return group * per_group +
+           (i < in_long ? i / (short_size + 1) : num_long + (i - in_long) / short_size);
   }
 };
 

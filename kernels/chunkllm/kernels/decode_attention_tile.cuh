@@ -41,12 +41,24 @@ __device__ inline std::uint32_t half_pair(std::uint32_t two_bytes) {
 
 /// A row of a RoPE table, to be applied forwards or backwards.
 struct Turn {
-  const float* cosines = nullptr;  ///< sines follow them, head_dim / 2 behind
+  const float* cosines = nullptr;  ///< sines follow them, head_dim / 2 behind; null: no turn
   float sign = 1.0F;               ///< of the sines
 };
 __device__ inline Turn turn_by(const float* rope, std::int32_t steps, int head_dim) {
   return {rope + static_cast<std::int64_t>(abs(steps)) * head_dim, steps < 0 ? -1.0F : 1.0F};
 }
+
+/// What keys and queries of a tile are still to be turned by.
+///
+/// Keys go to any position by steps of their own. Or, where they are stored unturned and their
+/// wanted positions follow one another: to their row in the tile only, and the queries back by the
+/// tile's first position. That takes one row of the RoPE table a tile rather than 16.
+struct TileTurns {
+  const std::int32_t* maybe_steps = nullptr;  ///< [16] of the keys
+  const float* rope = nullptr;                ///< the table, for the steps
+  const float* maybe_query_row = nullptr;     ///< row of the table, for the queries
+  const float4* in_tile = nullptr;            ///< for the keys then, see `store_in_tile_turns`
+};
 
 /// Scores, softmax and weighted values of up to 16 query heads that share a KV head, for the tiles
 /// that one warp takes.
@@ -115,7 +127,9 @@ class WarpAttention {
             if constexpr (kTurned || !std::is_same_v<T, Operand>) {
               float2 a = Element<T>::to_float2(first);
               float2 b = Element<T>::to_float2(second);
-              if constexpr (kTurned) turn_pair(a, b, turn, dim);
+              if constexpr (kTurned) {
+                if (turn.cosines != nullptr) turn_pair(a, b, turn, dim);
+              }
               first = Element<Operand>::pack(a.x, a.y);
               second = Element<Operand>::pack(b.x, b.y);
             }
@@ -131,10 +145,10 @@ class WarpAttention {
   ///
   /// \param tile          shared memory address of the tile
   /// \param score_factor  scale, times the keys' scale, times log2(e)
-  /// \param maybe_steps   [16] RoPE steps that each key is still to be turned by; null: none
+  /// \param turns         what keys and queries are still to be turned by
   template <bool kTurned>
   __device__ void attend(std::uint32_t tile, std::int32_t num_rows, float score_factor,
-                         const std::int32_t* maybe_steps, const float* rope) {
+                         const TileTurns& turns) {
     // Two chains, one for each half of the dimensions, so that an instruction waits for every
     // second one only.
     float low[kColumnTiles][4] = {};
@@ -142,9 +156,9 @@ class WarpAttention {
     Turn upper;
     Turn lower;
     if constexpr (kTurned) {
-      if (maybe_steps != nullptr) {
-        upper = turn_by(rope, maybe_steps[g_], kHeadDim);
-        lower = turn_by(rope, maybe_steps[g_ + 8], kHeadDim);
+      if (turns.maybe_steps != nullptr) {
+        upper = turn_by(turns.rope, turns.maybe_steps[g_], kHeadDim);
+        lower = turn_by(turns.rope, turns.maybe_steps[g_ + 8], kHeadDim);
       }
     }
 #pragma unroll
@@ -153,13 +167,30 @@ class WarpAttention {
       std::uint32_t second[4];
       load_keys(first, second, tile, j);
       if constexpr (kTurned) {
-        if (maybe_steps != nullptr) turn_keys(first, second, upper, lower, j);
+        if (turns.maybe_steps != nullptr) {
+          turn_keys(first, second, j, [&](int e, float2& cosine, float2& sine) {
+            const Turn& turn = e % 2 == 0 ? upper : lower;
+            read_turn(turn, dim_of(j, e / 2), cosine, sine);
+          });
+        } else if (turns.maybe_query_row != nullptr) {
+          turn_keys(first, second, j, [&](int e, float2& cosine, float2& sine) {
+            const float4 row = turns.in_tile[(4 * j + e) * kWarpSize + 4 * g_ + t_];
+            cosine = {row.x, row.y};
+            sine = {row.z, row.w};
+          });
+        }
       }
 #pragma unroll
       for (int c = 0; c < kColumnTiles; ++c) {
-        Element<Operand>::multiply_add(low[c], first, query_[c][j][0], query_[c][j][1]);
-        Element<Operand>::multiply_add(high[c], second, query_[c][j + kHalfSteps][0],
-                                       query_[c][j + kHalfSteps][1]);
+        std::uint32_t q_low[2] = {query_[c][j][0], query_[c][j][1]};
+        std::uint32_t q_high[2] = {query_[c][j + kHalfSteps][0], query_[c][j + kHalfSteps][1]};
+        if constexpr (kTurned) {
+          if (turns.maybe_query_row != nullptr) {
+            turn_query(q_low, q_high, j, {turns.maybe_query_row, 1.0F});
+          }
+        }
+        Element<Operand>::multiply_add(low[c], first, q_low[0], q_low[1]);
+        Element<Operand>::multiply_add(high[c], second, q_high[0], q_high[1]);
       }
     }
     std::uint32_t weights[kColumnTiles][2];
@@ -174,6 +205,24 @@ class WarpAttention {
         Element<Operand>::multiply_add(output_[c][i], first, weights[c][0], weights[c][1]);
         Element<Operand>::multiply_add(output_[c][i + 1], second, weights[c][0], weights[c][1]);
       }
+    }
+  }
+
+  /// Writes [kHalfSteps, 4, 32] what `turns.in_tile` is: cosines and sines of two neighbouring
+  /// dimensions of position 0 to 15, in the order in which lanes turn keys. Run by the whole block.
+  __device__ static void store_in_tile_turns(float4* in_tile, const float* rope,
+                                             std::int32_t rope_count) {
+    for (int i = static_cast<int>(threadIdx.x); i < kHalfSteps * 4 * kWarpSize;
+         i += static_cast<int>(blockDim.x)) {
+      const int lane = i % kWarpSize;
+      const int e = i / kWarpSize % 4;
+      // A row behind the table's end turns no key: so many are not attended.
+      const std::int32_t position = min(lane / 4 + e % 2 * 8, rope_count - 1);
+      float2 cosine;
+      float2 sine;
+      read_turn(turn_by(rope, position, kHeadDim), dim_of(i / kWarpSize / 4, e / 2, lane % 4),
+                cosine, sine);
+      in_tile[i] = {cosine.x, cosine.y, sine.x, sine.y};
     }
   }
 
@@ -213,29 +262,56 @@ class WarpAttention {
   /// First of the two neighbouring dimensions that this lane holds of step `j` in the lower (0) or
   /// upper (1) half of the instruction's depth. Bytes come four at a time, so there the order of
   /// the dimensions inside a step differs, for keys and queries alike.
+  __device__ static int dim_of(int j, int half, int t) {
+    return 16 * j + (kBytes == 2 ? 8 * half + 2 * t : 4 * t + 2 * half);
+  }
   __device__ int dim_of(int j, int half) const {
-    return 16 * j + (kBytes == 2 ? 8 * half + 2 * t_ : 4 * t_ + 2 * half);
+    return dim_of(j, half, t_);
   }
 
-  __device__ static void turn_pair(float2& a, float2& b, const Turn& turn, int dim) {
-    const float2 cosine = *reinterpret_cast<const float2*>(turn.cosines + dim);
-    const float2 table = *reinterpret_cast<const float2*>(turn.cosines + kHeadDim / 2 + dim);
-    const float2 sine = {turn.sign * table.x, turn.sign * table.y};
+  __device__ static void read_turn(const Turn& turn, int dim, float2& cosine, float2& sine) {
+    cosine = *reinterpret_cast<const float2*>(turn.cosines + dim);
+    sine = *reinterpret_cast<const float2*>(turn.cosines + kHeadDim / 2 + dim);
+    sine = {turn.sign * sine.x, turn.sign * sine.y};
+  }
+  __device__ static void turn_pair(float2& a, float2& b, float2 cosine, float2 sine) {
     const float2 x = a;
     a = {x.x * cosine.x - b.x * sine.x, x.y * cosine.y - b.y * sine.y};
     b = {b.x * cosine.x + x.x * sine.x, b.y * cosine.y + x.y * sine.y};
   }
+  __device__ static void turn_pair(float2& a, float2& b, const Turn& turn, int dim) {
+    float2 cosine;
+    float2 sine;
+    read_turn(turn, dim, cosine, sine);
+    turn_pair(a, b, cosine, sine);
+  }
 
-  /// Rows g (registers 0, 2) and g + 8 (1, 3) of steps j and j + kHalfSteps, which RoPE pairs.
-  __device__ void turn_keys(std::uint32_t (&first)[4], std::uint32_t (&second)[4],
-                            const Turn& upper, const Turn& lower, int j) const {
+  /// Rows g (registers 0, 2) and g + 8 (1, 3) of steps j and j + kHalfSteps, which RoPE pairs;
+  /// `read(e, cosine, sine)` gives what register e is turned by.
+  template <typename Read>
+  __device__ void turn_keys(std::uint32_t (&first)[4], std::uint32_t (&second)[4], int j,
+                            const Read& read) const {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       float2 a = Element<Operand>::to_float2(first[e]);
       float2 b = Element<Operand>::to_float2(second[e]);
-      turn_pair(a, b, e % 2 == 0 ? upper : lower, dim_of(j, e / 2));
+      float2 cosine;
+      float2 sine;
+      read(e, cosine, sine);
+      turn_pair(a, b, cosine, sine);
       first[e] = Element<Operand>::pack(a.x, a.y);
       second[e] = Element<Operand>::pack(b.x, b.y);
+    }
+  }
+  __device__ void turn_query(std::uint32_t (&low)[2], std::uint32_t (&high)[2], int j,
+                             const Turn& turn) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float2 a = Element<Operand>::to_float2(low[half]);
+      float2 b = Element<Operand>::to_float2(high[half]);
+      turn_pair(a, b, turn, dim_of(j, half));
+      low[half] = Element<Operand>::pack(a.x, a.y);
+      high[half] = Element<Operand>::pack(b.x, b.y);
     }
   }
 

@@ -8,6 +8,7 @@
 
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
+#include "chunkllm/kernels/dependent_launch.cuh"
 #include "chunkllm/kernels/primitives.cuh"
 #include "chunkllm/kernels/rms_norm.cuh"
 
@@ -41,6 +42,8 @@ template <typename T>
 __global__ void __launch_bounds__(kEmbedThreads)
     embed_tokens_kernel(const EmbedTokensArgs<T> args) {
   const std::int64_t r = blockIdx.x;
+  let_next_start();
+  wait_for_previous();
   // The host has checked ids it knows; one made on the device must not read elsewhere.
   const std::int64_t token = min(max(args.tokens[r], 0), args.vocab_size - 1);
   const T* row = args.embedding + token * args.hidden_size;
@@ -91,8 +94,8 @@ inline Status launch_embed_tokens(const EmbedTokensArgs<T>& args, cudaStream_t s
   if (!rows_aligned(args.embedding, 0, 16) || !rows_aligned(args.hidden, args.hidden_stride, 16)) {
     return invalid_argument("embed_tokens: rows must start at multiples of 16 bytes");
   }
-  embed_tokens_kernel<T><<<static_cast<unsigned>(args.num_rows), kEmbedThreads, 0, stream>>>(args);
-  return cuda::launch_status("embed_tokens_kernel");
+  return launch_dependent("embed_tokens_kernel", embed_tokens_kernel<T>,
+                          {static_cast<unsigned>(args.num_rows), kEmbedThreads}, stream, args);
 }
 
 /// Every row of `out` becomes `values`, or is increased by them: the bias of a product that adds to

@@ -56,7 +56,7 @@ inline constexpr int kLayersAtATime = 8;  ///< whose loads are on their way toge
 /// \tparam kThreads  kCutThreads
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads) find_layer_cuts_kernel(const JoinScoresArgs args) {
-  __shared__ CutShared shared;
+  auto& shared = dynamic_shared<CutShared<kThreads>>();
   const auto row = static_cast<std::int32_t>(blockIdx.x);
   const auto layer = static_cast<std::int32_t>(blockIdx.y);
   const std::int32_t trigger = args.triggers.tokens[row];
@@ -67,10 +67,10 @@ __global__ void __launch_bounds__(kThreads) find_layer_cuts_kernel(const JoinSco
   if (range.num_candidates() == 0) return;
   const std::int32_t* ends = args.table.ends_of(seq);
   std::int32_t num_nan = 0;
+  const float* scores = args.scores + layer * args.score_layer_stride + row * args.score_stride;
   const ChunkCut cut =
-      find_cut(args.scores + layer * args.score_layer_stride + row * args.score_stride, ends,
-               range.num_candidates(), budget_room(range, ends[0], trigger, args.budget),
-               args.threshold, shared, num_nan);
+      find_cut([=](std::int32_t i) { return scores[i]; }, scores, ends, range.num_candidates(),
+               budget_room(range, ends[0], trigger, args.budget), args.threshold, shared, num_nan);
   if (threadIdx.x == 0) {
     static_cast<ChunkCut*>(args.workspace)[layer * args.triggers.count + row] = cut;
   }
@@ -175,7 +175,10 @@ inline Status launch_join_scores(JoinScoresArgs args, cudaStream_t stream) {
     }
     const dim3 grid(static_cast<unsigned>(args.triggers.count),
                     static_cast<unsigned>(args.num_layers));
-    find_layer_cuts_kernel<kCutThreads><<<grid, kCutThreads, 0, stream>>>(args);
+    constexpr std::size_t kSharedBytes = sizeof(CutShared<kCutThreads>);
+    CHUNKLLM_RETURN_IF_ERROR(
+        detail::allow_shared(find_layer_cuts_kernel<kCutThreads>, kSharedBytes));
+    find_layer_cuts_kernel<kCutThreads><<<grid, kCutThreads, kSharedBytes, stream>>>(args);
     if (Status cuts = cuda::launch_status("find_layer_cuts_kernel"); !cuts.ok()) return cuts;
   }
   const dim3 grid(static_cast<unsigned>(std::min(ceil_div(most, kJoinThreads), kMaxJoinBlocks)),

@@ -9,6 +9,7 @@
 
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
+#include "chunkllm/kernels/dependent_launch.cuh"
 #include "chunkllm/kernels/primitives.cuh"
 #include "chunkllm/kernels/rms_norm.cuh"
 
@@ -76,6 +77,8 @@ __global__ void __launch_bounds__(kNextTokenThreads)
   const std::int64_t r = blockIdx.x;
   const int thread = static_cast<int>(threadIdx.x);
   const L* row = args.logits + r * args.logits_stride;
+  let_next_start();
+  wait_for_previous();
 
   std::uint64_t best = 0;
   for (int first = thread; first < args.vocab_size; first += kNextTokenThreads * kNextTokenUnroll) {
@@ -140,9 +143,8 @@ inline Status launch_next_token(const NextTokenArgs<L>& args, cudaStream_t strea
   if ((args.maybe_targets == nullptr) != (args.maybe_log_likelihoods == nullptr)) {
     return invalid_argument("next_token: give both targets and log_likelihoods, or none");
   }
-  next_token_kernel<L>
-      <<<static_cast<unsigned>(args.num_rows), kNextTokenThreads, 0, stream>>>(args);
-  return cuda::launch_status("next_token_kernel");
+  return launch_dependent("next_token_kernel", next_token_kernel<L>,
+                          {static_cast<unsigned>(args.num_rows), kNextTokenThreads}, stream, args);
 }
 
 }  // namespace chunkllm::kernels

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -41,18 +42,27 @@ struct PlanEntry {
 };
 
 /// Shared memory of `plan_row`.
+template <int kThreads>
 struct PlanShared {
-  PlanEntry entries[kCutThreads];
-  std::int32_t warp_tokens[kCutWarps];
+  PlanEntry entries[kThreads];
+  std::int32_t warp_tokens[kThreads / kWarpSize];
 };
 
-/// A trigger's row of the sets, by a block of kCutThreads threads. What the block wrote to `chosen`
-/// must lie behind a barrier.
+/// Entries that a warp writes at once, so that it need not wait for each.
+inline constexpr int kEntriesAtOnce = 4;
+
+/// A trigger's row of the sets, by a block of kThreads threads. What the block wrote of the chosen
+/// chunks must lie behind a barrier.
 ///
 /// \param num_chosen  of the trigger, or kEverything
+/// \param chosen_at   index -> chosen chunk
+/// \param end_of      chunk -> its end, of chosen chunks and those in front of them
+template <int kThreads, typename ChosenAt, typename EndOf>
 __device__ inline void plan_row(const PlanArgs& args, std::int32_t row, std::int32_t seq,
                                 std::int32_t num_chosen, const DeviceCandidateRange& range,
-                                PlanShared& shared) {
+                                PlanShared<kThreads>& shared, const ChosenAt& chosen_at,
+                                const EndOf& end_of) {
+  constexpr int kWarps = kThreads / kWarpSize;
   const auto thread = static_cast<std::int32_t>(threadIdx.x);
   const std::int32_t warp = thread / kWarpSize;
   const std::int32_t lane = thread % kWarpSize;
@@ -67,18 +77,15 @@ __device__ inline void plan_row(const PlanArgs& args, std::int32_t row, std::int
   const std::int32_t set = args.maybe_set_indices == nullptr ? row : args.maybe_set_indices[row];
   std::int32_t* tokens = args.sets.span_tokens_of(set);
   const std::int32_t capacity = args.sets.span_capacity;
-  const std::int32_t* ends = args.table.ends_of(seq);
-  const std::int32_t* chosen = args.chosen + static_cast<std::int64_t>(row) * args.max_chosen;
-  const std::int32_t num_entries =
-      everything || args.table.num_chunks[seq] == 0 ? 0 : num_chosen + 1;
+  const std::int32_t num_entries = everything || range.num_closed == 0 ? 0 : num_chosen + 1;
 
   std::int32_t total = 0;
-  for (std::int32_t first = 0; first < num_entries; first += kCutThreads) {
+  for (std::int32_t first = 0; first < num_entries; first += kThreads) {
     PlanEntry entry = {0, 0, 0};
     if (first + thread < num_entries) {
-      const std::int32_t chunk = first + thread == 0 ? 0 : chosen[first + thread - 1];
-      entry.begin = chunk == 0 ? 0 : ends[chunk - 1];
-      entry.length = max(min(ends[chunk], tail_begin) - entry.begin, 0);
+      const std::int32_t chunk = first + thread == 0 ? 0 : chosen_at(first + thread - 1);
+      entry.begin = chunk == 0 ? 0 : end_of(chunk - 1);
+      entry.length = max(min(end_of(chunk), tail_begin) - entry.begin, 0);
     }
     std::int32_t up_to_here = entry.length;
 #pragma unroll
@@ -88,18 +95,27 @@ __device__ inline void plan_row(const PlanArgs& args, std::int32_t row, std::int
     }
     if (lane == kWarpSize - 1) shared.warp_tokens[warp] = up_to_here;
     __syncthreads();
-    const std::int32_t warp_total = shared.warp_tokens[lane];
+    const std::int32_t warp_total = lane < kWarps ? shared.warp_tokens[lane] : 0;
     entry.offset = total + __reduce_add_sync(kFullWarp, lane < warp ? warp_total : 0) + up_to_here -
                    entry.length;
     total += __reduce_add_sync(kFullWarp, warp_total);
     shared.entries[thread] = entry;
     __syncthreads();
     // A warp writes a chunk: its tokens lie side by side in the list.
-    const std::int32_t num_here = min(num_entries - first, kCutThreads);
-    for (std::int32_t e = warp; e < num_here; e += kCutWarps) {
-      const PlanEntry listed = shared.entries[e];
-      for (std::int32_t i = lane; i < listed.length; i += kWarpSize) {
-        if (listed.offset + i < capacity) tokens[listed.offset + i] = listed.begin + i;
+    const std::int32_t num_here = min(num_entries - first, kThreads);
+    for (std::int32_t e = warp; e < num_here; e += kEntriesAtOnce * kWarps) {
+      PlanEntry listed[kEntriesAtOnce];
+#pragma unroll
+      for (int j = 0; j < kEntriesAtOnce; ++j) {
+        const std::int32_t other = e + j * kWarps;
+        listed[j] = other < num_here ? shared.entries[other] : PlanEntry{0, 0, 0};
+      }
+#pragma unroll
+      for (int j = 0; j < kEntriesAtOnce; ++j) {
+        const std::int32_t length = min(listed[j].length, capacity - listed[j].offset);
+        for (std::int32_t i = lane; i < length; i += kWarpSize) {
+          tokens[listed[j].offset + i] = listed[j].begin + i;
+        }
       }
     }
     __syncthreads();
@@ -114,29 +130,61 @@ __device__ inline void plan_row(const PlanArgs& args, std::int32_t row, std::int
 /// \tparam kThreads  kCutThreads
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads) plan_attended_sets_kernel(const PlanArgs args) {
-  __shared__ PlanShared shared;
+  __shared__ PlanShared<kThreads> shared;
   const auto row = static_cast<std::int32_t>(blockIdx.x);
   const std::int32_t trigger = args.triggers.tokens[row];
   if (trigger < 0) return;
   const std::int32_t seq = args.triggers.seq(row);
-  plan_row(args, row, seq, args.num_chosen[row],
-           candidate_range(args.table, seq, trigger, args.window), shared);
+  const std::int32_t* ends = args.table.ends_of(seq);
+  const std::int32_t* chosen = args.chosen + static_cast<std::int64_t>(row) * args.max_chosen;
+  plan_row<kThreads>(
+      args, row, seq, args.num_chosen[row], candidate_range(args.table, seq, trigger, args.window),
+      shared, [=](std::int32_t k) { return chosen[k]; }, [=](std::int32_t c) { return ends[c]; });
+}
+
+/// Shared memory of `select_and_plan_row`.
+template <int kThreads>
+struct SelectAndPlanShared {
+  SelectShared<kThreads> select;
+  PlanShared<kThreads> plan;
+};
+
+/// Both for one trigger, by a block of kThreads threads; the plan takes chosen chunks and ends from
+/// shared memory.
+///
+/// \param score_of  see `select_row`
+template <int kThreads, typename ScoreOf>
+__device__ inline void select_and_plan_row(const SelectChunksArgs& select, const PlanArgs& plan,
+                                           std::int32_t row, std::int32_t trigger,
+                                           SelectAndPlanShared<kThreads>& shared,
+                                           const ScoreOf& score_of) {
+  const std::int32_t seq = select.triggers.seq(row);
+  const DeviceCandidateRange range = candidate_range(select.table, seq, trigger, select.window);
+  const std::int32_t num_chosen =
+      select_row<kThreads>(select, row, seq, trigger, range, shared.select, score_of);
+  __syncthreads();  // the chosen chunks are read by other threads than wrote them
+  const std::int32_t* ends = select.table.ends_of(seq);
+  const std::int32_t* chosen = select.chosen + static_cast<std::int64_t>(row) * select.max_chosen;
+  const std::int32_t num_candidates = range.num_candidates();
+  plan_row<kThreads>(
+      plan, row, seq, num_chosen, range, shared.plan,
+      [&](std::int32_t k) { return k < kCachedChosen ? shared.select.chosen()[k] : chosen[k]; },
+      [&](std::int32_t chunk) {
+        return num_candidates > 0 ? shared.select.cut.end_of(ends, chunk) : ends[chunk];
+      });
 }
 
 /// \tparam kThreads  kCutThreads
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads)
     select_and_plan_kernel(const SelectChunksArgs select, const PlanArgs plan) {
-  __shared__ SelectShared select_shared;
-  __shared__ PlanShared plan_shared;
+  auto& shared = dynamic_shared<SelectAndPlanShared<kThreads>>();
   const auto row = static_cast<std::int32_t>(blockIdx.x);
   const std::int32_t trigger = select.triggers.tokens[row];
   if (trigger < 0) return;
-  const std::int32_t seq = select.triggers.seq(row);
-  const DeviceCandidateRange range = candidate_range(select.table, seq, trigger, select.window);
-  const std::int32_t num_chosen = select_row(select, row, seq, trigger, range, select_shared);
-  __syncthreads();  // the chosen chunks are read by other threads than wrote them
-  plan_row(plan, row, seq, num_chosen, range, plan_shared);
+  const float* scores = select.scores + row * select.score_stride;
+  select_and_plan_row<kThreads>(select, plan, row, trigger, shared,
+                                [=](std::int32_t i) { return scores[i]; });
 }
 
 /// Errors: as `launch_plan_attended_sets`
@@ -179,16 +227,10 @@ inline Status launch_plan_attended_sets(const PlanArgs& args, cudaStream_t strea
   return cuda::launch_status("plan_attended_sets_kernel");
 }
 
-/// `launch_select_chunks` and `launch_plan_attended_sets` in one launch, for decode, where a launch
-/// costs more than a token without a trigger has to do.
-///
-/// Both must name the same table, triggers and window, and the plan the selection's outputs.
-///
-/// Errors: as of the two; kInvalidArgument where they do not fit each other
-inline Status launch_select_and_plan(const SelectChunksArgs& select, const PlanArgs& plan,
-                                     cudaStream_t stream) {
-  if (Status status = validate(select); !status.ok()) return status;
-  if (Status status = validate(plan); !status.ok()) return status;
+/// Errors: as `launch_select_and_plan`
+inline Status validate(const SelectChunksArgs& select, const PlanArgs& plan) {
+  CHUNKLLM_RETURN_IF_ERROR(validate(select));
+  CHUNKLLM_RETURN_IF_ERROR(validate(plan));
   if (select.table.ends != plan.table.ends || select.table.max_chunks != plan.table.max_chunks ||
       select.triggers.tokens != plan.triggers.tokens ||
       select.triggers.maybe_seqs != plan.triggers.maybe_seqs ||
@@ -200,9 +242,24 @@ inline Status launch_select_and_plan(const SelectChunksArgs& select, const PlanA
         "select_and_plan: the selection and the plan must share table, triggers, window and chosen "
         "chunks");
   }
+  return {};
+}
+
+/// `launch_select_chunks` and `launch_plan_attended_sets` in one launch, for decode, where a launch
+/// costs more than a token without a trigger has to do.
+///
+/// Both must name the same table, triggers and window, and the plan the selection's outputs.
+///
+/// Errors: as of the two; kInvalidArgument where they do not fit each other
+inline Status launch_select_and_plan(const SelectChunksArgs& select, const PlanArgs& plan,
+                                     cudaStream_t stream) {
+  CHUNKLLM_RETURN_IF_ERROR(validate(select, plan));
   if (select.triggers.count == 0) return {};
+  constexpr std::size_t kSharedBytes = sizeof(SelectAndPlanShared<kCutThreads>);
+  CHUNKLLM_RETURN_IF_ERROR(detail::allow_shared(select_and_plan_kernel<kCutThreads>, kSharedBytes));
   select_and_plan_kernel<kCutThreads>
-      <<<static_cast<unsigned>(select.triggers.count), kCutThreads, 0, stream>>>(select, plan);
+      <<<static_cast<unsigned>(select.triggers.count), kCutThreads, kSharedBytes, stream>>>(select,
+                                                                                            plan);
   return cuda::launch_status("select_and_plan_kernel");
 }
 

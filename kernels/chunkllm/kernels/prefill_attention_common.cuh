@@ -93,7 +93,7 @@ struct QueryBlock {
 
 /// Blocks that may be needed for one KV head. Tile i gets the slots from
 /// first_row(i) * group / kRows + i on: at least as many as it needs, whatever the lengths, and a
-/// block finds its tile by bisection, so that one long and many short tiles share a grid.
+/// block finds its tile by a search, so that one long and many short tiles share a grid.
 template <int kRows, typename T>
 __host__ __device__ std::int32_t num_slots(const PrefillAttentionArgs<T>& args) {
   const std::int32_t group = args.num_heads / args.num_kv_heads;
@@ -118,15 +118,17 @@ __device__ bool find_query_block(const PrefillAttentionArgs<T>& args, QueryBlock
   std::int32_t tile = slot;
   std::int32_t place = 0;
   if (slots != args.num_tiles) {
-    tile = 0;  // the last tile whose first slot is at or before ours
+    // The last tile whose first slot is at or before ours. A warp probes 32 places at once: three
+    // loads one after the other find one of 32,768 tiles, where halving would take fifteen.
+    const auto lane = static_cast<std::int32_t>(threadIdx.x) % kWarpSize;
+    tile = 0;
     std::int32_t end = args.num_tiles;
     while (end - tile > 1) {
-      const std::int32_t middle = (tile + end) / 2;
-      if (first_slot(middle) <= slot) {
-        tile = middle;
-      } else {
-        end = middle;
-      }
+      const std::int32_t step = ceil_div(end - tile, kWarpSize);
+      const std::int32_t probe = tile + lane * step;
+      const unsigned before = __ballot_sync(kFullWarp, probe < end && first_slot(probe) <= slot);
+      tile += (kWarpSize - 1 - __clz(static_cast<int>(before))) * step;  // lane 0's always is
+      end = min(end, tile + step);
     }
     place = slot - first_slot(tile);
   }

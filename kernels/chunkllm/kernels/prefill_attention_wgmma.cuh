@@ -71,7 +71,6 @@ class WgmmaBlock {
   static constexpr int kKeys = Shape::kKeys;
   static constexpr int kRows = Shape::kRows;
   static constexpr int kStages = Shape::kStages;
-  static constexpr std::int64_t kAbsent = -1;
   // Named barriers: whose turn it is at the matrix units, a warpgroup alone.
   static constexpr int kTurnOf = 1;
   static constexpr int kGroup = 3;
@@ -112,12 +111,14 @@ class WgmmaBlock {
     Place place;
     place.parity = 1;  // fresh stages are empty
     std::uint32_t last_stage = 0;
-    std::int64_t offset = key_offset(tiles_.first);
+    // A token's number is asked for two rounds before it is needed, its place one round.
+    std::int64_t start = key_start(key_token(tiles_.first));
+    std::int32_t token = key_token(tiles_.first + 1);
     for (std::int32_t tile = tiles_.first; tile < tiles_.end; ++tile) {
-      // Where the next tile's keys begin: asked for now, needed in the next round.
-      const std::int64_t next = key_offset(tile + 1);
+      const std::int64_t next_start = key_start(token);
+      token = key_token(tile + 2);
       wait(shared_address(&barriers_.keys_empty[place.stage]), place.parity);
-      copy(args_.kv.keys, offset, keys_at(place.stage));
+      copy(args_.kv.keys, start, keys_at(place.stage));
       if (!turn) {
         arrive_behind_copies(shared_address(&barriers_.keys_full[place.stage]));
       } else if (tile > tiles_.first) {
@@ -125,11 +126,11 @@ class WgmmaBlock {
         turn_and_announce(tile - 1, last_stage);
       }
       wait(shared_address(&barriers_.values_empty[place.stage]), place.parity);
-      copy(args_.kv.values, offset, values_at(place.stage));
+      copy(args_.kv.values, start, values_at(place.stage));
       arrive_behind_copies(shared_address(&barriers_.values_full[place.stage]));
       last_stage = place.stage;
       place.advance();
-      offset = next;
+      start = next_start;
     }
     if (turn) {
       wait_async<1>();
@@ -187,11 +188,13 @@ class WgmmaBlock {
       arrive_named(kTurnOf + 0, 2 * Shape::kGroupThreads);
     }
     for (std::int32_t tile = tiles_.first + 1; tile < tiles_.end; ++tile) {
+      // These values were on their way before these keys. With one fence for both in front of the
+      // turn, the products of a turn start without a pause.
+      wait(shared_address(&barriers_.values_full[values.stage]), values.parity);
       wait_for_copies(barriers_.keys_full[keys.stage], keys.parity);
       if (take_turns) sync_named(kTurnOf + group, 2 * Shape::kGroupThreads);
       start_scores(queries, keys.stage, scores);
       commit_products();
-      wait_for_copies(barriers_.values_full[values.stage], values.parity);
       start_outputs(weights, values.stage, out);
       commit_products();
       // No arrival is left over behind the last turn.
@@ -208,12 +211,14 @@ class WgmmaBlock {
         release(barriers_.keys_empty[keys.stage], lane);
       }
       keys.advance();
+      // Few of many tiles hold a new maximum; a factor of 1 changes no bit.
+      const bool scales = __any_sync(kFullWarp, kept[0] != 1.0F || kept[1] != 1.0F) != 0;
       wait_products<0>();
       pin(out);
       pin(weights);
       release(barriers_.values_empty[values.stage], lane);
       values.advance();
-      scale_rows(out, kept);
+      if (scales) scale_rows(out, kept);
       pack(scores, weights);
     }
     wait_for_copies(barriers_.values_full[values.stage], values.parity);
@@ -234,30 +239,31 @@ class WgmmaBlock {
     return keys_at(stage) + kStages * Shape::kKeyBytes;
   }
 
-  /// Where this producer thread's key of a tile begins in the cache; kAbsent past the last key.
-  __device__ std::int64_t key_offset(std::int32_t tile) const {
-    const std::int32_t rank = tile * kKeys + thread_;
-    if (rank > block_.last_rank) return kAbsent;
-    return args_.kv.token_offset(args_.seq, block_.token(rank)) +
-           block_.kv_head * args_.kv.head_stride;
+  /// The token of this producer thread's key of a tile. Past the last key it is the last one again:
+  /// hidden from all rows like any later key, and read where something stands.
+  __device__ std::int32_t key_token(std::int32_t tile) const {
+    return block_.token(min(tile * kKeys + thread_, block_.last_rank));
+  }
+  /// Where a token's key begins in the cache.
+  __device__ std::int64_t key_start(std::int32_t token) const {
+    return args_.kv.token_offset(args_.seq, token) + block_.kv_head * args_.kv.head_stride;
   }
 
-  /// Starts to copy rows that begin at the threads' offsets into a stage: a group of copies. A warp
-  /// copies the rows of its own lanes, as many at a time as it has lanes for their 16-byte pieces;
-  /// absent ones become zeros.
-  __device__ void copy(const T* source, std::int64_t offset, std::uint32_t stage) const {
+  /// Starts to copy rows that begin where the threads' `start` says into a stage: a group of
+  /// copies. A warp copies the rows of its own lanes, as many at a time as it has lanes for their
+  /// 16-byte pieces.
+  __device__ void copy(const T* source, std::int64_t start, std::uint32_t stage) const {
     constexpr int kPieces = kHeadDim / kPieceValues;
     constexpr int kRowsAtOnce = kWarpSize / kPieces;
     const int lane = thread_ % kWarpSize;
-    const int warp_key = thread_ - lane;
     const int piece = lane % kPieces;
-#pragma unroll 4
+    const T* from = source + piece * kPieceValues;
+    const std::uint32_t to = stage + swizzled<kKeys>(thread_ - lane + lane / kPieces, piece);
+#pragma unroll
     for (int r = 0; r < kWarpSize; r += kRowsAtOnce) {
-      const int row = r + lane / kPieces;
-      const std::int64_t start = __shfl_sync(kFullWarp, offset, row);
-      const bool present = start != kAbsent;
-      copy_async_16(stage + swizzled<kKeys>(warp_key + row, piece),
-                    source + (present ? start + piece * kPieceValues : 0), present);
+      // Rows at once divide 8, so the swizzle of row r further on is one more XOR.
+      copy_async_16((to ^ static_cast<std::uint32_t>(r % kPanelPieces * 16)) + r * kPanelRowBytes,
+                    from + __shfl_sync(kFullWarp, start, r + lane / kPieces), true);
     }
     commit_async();
   }

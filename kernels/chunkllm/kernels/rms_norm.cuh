@@ -8,6 +8,7 @@
 
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
+#include "chunkllm/kernels/dependent_launch.cuh"
 #include "chunkllm/kernels/primitives.cuh"
 
 namespace chunkllm::kernels {
@@ -55,13 +56,19 @@ __device__ inline float norm_scale(const float* warp_sums, int size, float eps) 
   return 1.0F / sqrtf(sum / static_cast<float>(size) + eps);
 }
 
-/// Four values at `row` normed and rounded.
+/// Four values normed and rounded.
 template <typename T>
-__device__ inline uint2 normed_values(const float* row, const float* weight, float scale) {
-  const float4 v = *reinterpret_cast<const float4*>(row);
-  const float4 w = *reinterpret_cast<const float4*>(weight);
+__device__ inline uint2 normed_values(float4 v, float4 w, float scale) {
   return {Element<T>::pack(w.x * (v.x * scale), w.y * (v.y * scale)),
           Element<T>::pack(w.z * (v.z * scale), w.w * (v.w * scale))};
+}
+
+/// The block asks for the norm's weights, which are constant, before it waits for the row.
+__device__ inline void prefetch_norm_weight(const float* weight, int size) {
+  constexpr int kLine = 32;
+  for (int i = static_cast<int>(threadIdx.x) * kLine; i < size; i += kNormThreads * kLine) {
+    prefetch_to_l2(weight + i);
+  }
 }
 
 template <typename T>
@@ -70,6 +77,9 @@ __global__ void __launch_bounds__(kNormThreads) rms_norm_kernel(const RmsNormArg
   const std::int64_t r = blockIdx.x;
   const int thread = static_cast<int>(threadIdx.x);
   float* row = args.residual + r * args.residual_stride;
+  let_next_start();
+  prefetch_norm_weight(args.weight, args.size);
+  wait_for_previous();
   if (args.maybe_update != nullptr) {
     const T* update = args.maybe_update + r * args.update_stride;
     // A thread reads below what it wrote here: no barrier is needed.
@@ -91,7 +101,9 @@ __global__ void __launch_bounds__(kNormThreads) rms_norm_kernel(const RmsNormArg
   const float scale = norm_scale(warp_sums, args.size, args.eps);
   T* out = args.normed + r * args.normed_stride;
   for (int i = thread * 4; i < args.size; i += kNormThreads * 4) {
-    *reinterpret_cast<uint2*>(out + i) = normed_values<T>(row + i, args.weight + i, scale);
+    *reinterpret_cast<uint2*>(out + i) =
+        normed_values<T>(*reinterpret_cast<const float4*>(row + i),
+                         *reinterpret_cast<const float4*>(args.weight + i), scale);
   }
 }
 
@@ -130,8 +142,8 @@ inline Status launch_rms_norm(const RmsNormArgs<T>& args, cudaStream_t stream) {
         "rms_norm: rows of the residual and the weight must start at multiples of 16 bytes, those "
         "of normed and update at multiples of 8");
   }
-  rms_norm_kernel<T><<<static_cast<unsigned>(args.num_rows), kNormThreads, 0, stream>>>(args);
-  return cuda::launch_status("rms_norm_kernel");
+  return launch_dependent("rms_norm_kernel", rms_norm_kernel<T>,
+                          {static_cast<unsigned>(args.num_rows), kNormThreads}, stream, args);
 }
 
 }  // namespace chunkllm::kernels

@@ -11,6 +11,7 @@
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
 #include "chunkllm/cuda/views.hpp"
+#include "chunkllm/kernels/dependent_launch.cuh"
 #include "chunkllm/kernels/primitives.cuh"
 #include "chunkllm/kernels/rms_norm.cuh"
 
@@ -133,6 +134,9 @@ struct HeadLanes {
 /// One warp a head of a row.
 template <typename T, typename Kv>
 __global__ void __launch_bounds__(kRopeThreads) rope_store_kernel(const RopeStoreArgs<T, Kv> args) {
+  wait_for_previous();
+  // Behind the wait: attention reads the cache's older tokens before its own.
+  let_next_start();
   const int num_slots = args.num_heads + 2 * args.num_kv_heads;
   const std::int64_t warp =
       (static_cast<std::int64_t>(blockIdx.x) * kRopeThreads + threadIdx.x) / kWarpSize;
@@ -187,6 +191,9 @@ __global__ void __launch_bounds__(kRopeThreads) rope_store_kernel(const RopeStor
 ///           lies outside the table becomes NaN where it is rotated, and one outside
 ///           [0, kv_capacity) is not cached: nothing is read or written elsewhere.
 /// Cost:     reads 2 bytes a value, writes 2 (the keys' copy: 2 more).
+/// Overlap:  starts before the kernel in front has ended (see dependent_launch.cuh), and lets the
+///           next one start when that has: what was written further up, such as older tokens of the
+///           cache, the next kernel may read before its wait.
 /// Errors:   kInvalidArgument for null pointers, both or none of positions and num_tokens, one of
 ///           two norms, misaligned rows; kUnsupported for a head_dim that is no multiple of 8 up to
 ///           256.
@@ -228,8 +235,8 @@ inline Status launch_rope_store(const RopeStoreArgs<T, Kv>& args, cudaStream_t s
   const std::int64_t num_warps =
       static_cast<std::int64_t>(args.num_rows) * (args.num_heads + 2 * args.num_kv_heads);
   const std::int64_t num_blocks = ceil_div<std::int64_t>(num_warps, kRopeThreads / kWarpSize);
-  rope_store_kernel<T, Kv><<<static_cast<unsigned>(num_blocks), kRopeThreads, 0, stream>>>(args);
-  return cuda::launch_status("rope_store_kernel");
+  return launch_dependent("rope_store_kernel", rope_store_kernel<T, Kv>,
+                          {static_cast<unsigned>(num_blocks), kRopeThreads}, stream, args);
 }
 
 }  // namespace chunkllm::kernels

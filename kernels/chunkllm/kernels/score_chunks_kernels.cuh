@@ -6,7 +6,6 @@
 #include <cfloat>
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 #include "chunkllm/chunk/score_chunks.hpp"
 #include "chunkllm/cuda/views.hpp"
@@ -33,6 +32,7 @@ struct DeviceScoreArgs {
   std::int64_t query_layer_stride = 0;
   std::int64_t query_stride = 0;  ///< from trigger to trigger
   std::int64_t null_layer_stride = 0;
+  std::int64_t null_stride = 0;  ///< from trigger to trigger
   std::int64_t open_key_layer_stride = 0;
   std::int64_t key_layer_stride = 0;
   std::int64_t bias_layer_stride = 0;
@@ -55,10 +55,16 @@ struct DeviceScoreArgs {
 
 /// Tuning. A warp's stretch of chunks is part of the result (it fixes the order of the softmax's
 /// sum), so it depends on nothing: a trigger's scores are the same in decode and in prefill.
-inline constexpr std::int32_t kStretch = 64;  ///< chunks a warp takes under one load of its query
-inline constexpr int kScoreBlocksPerSm = 2;   ///< registers: 32 of queries, 32 of keys and sums
-inline constexpr int kScoreTile = 2 * kWorkThreads;  ///< candidates of a block of the second pass
-inline constexpr int kJoinBlocksPerSm = 4;
+inline constexpr std::int32_t kStretch = 32;  ///< chunks whose keys a warp holds in registers
+inline constexpr int kScoreBlocksPerSm = 2;   ///< 16 warps with 8 KB of keys under way each
+inline constexpr int kScoreTile = 2 * kWorkThreads;  ///< most chunks of a block's second pass
+/// And the fewest, where else few blocks would have work: those of a warp.
+inline constexpr int kLeastScoreTile = 2 * kWarpSize;
+/// Pieces of work below which they are made smaller: about an SM each.
+inline constexpr std::int64_t kFewPieces = 128;
+inline constexpr int kJoinBlocksPerSm = 3;
+inline constexpr int kJoinHeads = 8;  ///< loads that a thread of the second pass has under way
+inline constexpr int kStretchesAtOnce = 6;  ///< likewise, of a lane and head, while it adds them up
 inline constexpr std::int32_t kMaxScoreHeads = 256;
 inline constexpr std::int32_t kMaxKeyDim = 512;
 
@@ -84,16 +90,25 @@ struct alignas(8) SoftmaxSum {
 /// How the first pass cuts its work.
 struct ScoreLayout {
   std::int32_t group;            ///< query heads a key head
-  std::int32_t heads_per_warp;   ///< that a warp keeps in registers
+  std::int32_t heads_per_warp;   ///< of a key head, f32 keys: that a warp keeps in registers
   std::int32_t tiles;            ///< of heads a key head
   std::int32_t num_units;        ///< (key head, tile): what a warp works on
   std::int32_t units_per_block;  ///< a power of two, so that warps divide evenly
   std::int32_t unit_groups;
   std::int32_t block_chunks;
   std::int32_t num_partials;  ///< stretches of a full table
+  std::int32_t join_tile;     ///< chunks of a block of the second pass
   std::int64_t logit_stride;
-  float* logits;         ///< [num_layers, count, num_heads, logit_stride] of chunks 1, 2, ...
+  float* logits;         ///< [num_layers, count, num_heads, logit_stride] of chunks 0, 1, ...
   SoftmaxSum* partials;  ///< [num_layers, count, num_heads, num_partials]
+  std::int32_t inverse_group;
+
+  /// slot / group without a division, for 0 <= slot < 2048 and group <= 256: rounding 2^20 / group
+  /// up adds less than slot * group / 2^20 < 1 / group to the quotient.
+  static constexpr int kInverseBits = 20;
+  __device__ std::int32_t trigger_of_slot(std::int32_t slot) const {
+    return (slot * inverse_group) >> kInverseBits;
+  }
 };
 
 namespace detail {
@@ -128,57 +143,49 @@ __device__ inline std::int32_t first_held(std::int32_t lane) {
   }
 }
 
-/// Eight neighbouring elements.
-template <typename Key>
-struct KeyElements {
-  static constexpr int kWords = static_cast<int>(sizeof(Key)) * 8 / 16;
-  uint4 words[kWords];
+/// Eight neighbouring floats.
+struct EightFloats {
+  float4 halves[2] = {};
 
-  __device__ void load(const Key* address) {
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) words[w] = __ldg(reinterpret_cast<const uint4*>(address) + w);
+  __device__ void load(const float* address) {
+    halves[0] = __ldg(reinterpret_cast<const float4*>(address));
+    halves[1] = __ldg(reinterpret_cast<const float4*>(address) + 1);
   }
-  __device__ void clear() {
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) words[w] = make_uint4(0, 0, 0, 0);
+  /// As `load`, of memory that this very kernel may have written.
+  __device__ void load_changed(const float* address) {
+    halves[0] = reinterpret_cast<const float4*>(address)[0];
+    halves[1] = reinterpret_cast<const float4*>(address)[1];
   }
-  __device__ void widen(float (&out)[8]) const {
+  __device__ void copy_to(float (&out)[8]) const {
 #pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      const std::uint32_t parts[4] = {words[w].x, words[w].y, words[w].z, words[w].w};
-#pragma unroll
-      for (int p = 0; p < 4; ++p) {
-        if constexpr (std::is_same_v<Key, float>) {
-          out[4 * w + p] = __uint_as_float(parts[p]);
-        } else {
-          const float2 pair = Element<Key>::to_float2(parts[p]);
-          out[2 * p] = pair.x;
-          out[2 * p + 1] = pair.y;
-        }
-      }
+    for (int half = 0; half < 2; ++half) {
+      out[4 * half] = halves[half].x;
+      out[4 * half + 1] = halves[half].y;
+      out[4 * half + 2] = halves[half].z;
+      out[4 * half + 3] = halves[half].w;
     }
   }
 };
 
 }  // namespace detail
 
-/// First pass: logits of all closed chunks, and each stretch's part of the softmax's sum.
+/// First pass with f32 keys: logits of all closed chunks, and each stretch's part of the softmax's
+/// sum.
 ///
 /// A warp works on one key head and up to kHeads of its query heads, which stay in registers. Its
 /// lanes share a key row (8 elements each), and what they have is summed by shuffles for several
-/// rows and heads at once, so that a row costs 4 shuffles and not 5 a head. CUDA cores rather than
-/// tensor cores: with f32 queries the sum is as exact as on the CPU, and they keep up with memory.
+/// rows and heads at once, so that a row costs 4 shuffles and not 5 a head. CUDA cores, so that the
+/// products are as exact as on the CPU.
 ///
 /// \tparam kDim    key_dim rounded up to 64, 128, 256 or 512
 /// \tparam kHeads  1 or 4
-template <typename Key, int kDim, int kHeads>
+template <int kDim, int kHeads>
 __global__ void __launch_bounds__(kWorkThreads, kDim == 512 ? 1 : kScoreBlocksPerSm)
-    score_logits_kernel(const DeviceScoreArgs<Key> args, const ScoreLayout layout) {
-  using Elements = detail::KeyElements<Key>;
+    score_logits_f32_kernel(const DeviceScoreArgs<float> args, const ScoreLayout layout) {
   constexpr int kLanes = kDim / 8 < kWarpSize ? kDim / 8 : kWarpSize;  // that share a row
   constexpr int kSlices = kDim / 8 / kLanes;
   constexpr int kRowsAtOnce = kWarpSize / kLanes;
-  constexpr int kLoads = (kHeads == 1 ? 8 : 4) / (kSlices * Elements::kWords);  // rows a lane
+  constexpr int kLoads = (kHeads == 1 ? 4 : 2) / kSlices;  // rows a lane
   constexpr int kValues = kLoads * kHeads;
   constexpr int kHeld = kValues > kLanes ? kValues / kLanes : 1;    // values a lane ends with
   constexpr int kCopies = kLanes > kValues ? kLanes / kValues : 1;  // lanes that end with the same
@@ -201,10 +208,10 @@ __global__ void __launch_bounds__(kWorkThreads, kDim == 512 ? 1 : kScoreBlocksPe
 
   for (std::int32_t batch = 0; batch < args.triggers.count; batch += kWorkThreads) {
     const std::int32_t items_a_piece = args.num_layers * layout.unit_groups;
-    lay_out_work(work, args.table, args.triggers, args.window, batch,
-                 [&](const DeviceCandidateRange& range) {
-                   return ceil_div(range.num_closed, layout.block_chunks) * items_a_piece;
-                 });
+    lay_out_work<1>(work, args.table, args.triggers, args.window, batch,
+                    [&](std::int32_t num_closed, std::int32_t) {
+                      return ceil_div(num_closed, layout.block_chunks) * items_a_piece;
+                    });
     const WorkShare share = block_share(work);
     if (share.first >= share.last) continue;
     std::int32_t t = trigger_of_item(work, share.first);
@@ -242,18 +249,17 @@ __global__ void __launch_bounds__(kWorkThreads, kDim == 512 ? 1 : kScoreBlocksPe
           const std::int32_t d = (s * kLanes + lane_in_row) * 8;
 #pragma unroll
           for (int h = 0; h < kHeads; ++h) {
-            detail::KeyElements<float> elements;
-            elements.clear();
+            detail::EightFloats elements;
             if (d < args.key_dim && h < num_heads) elements.load(query + h * args.key_dim + d);
-            elements.widen(q[s][h]);
+            elements.copy_to(q[s][h]);
           }
         }
         loaded_trigger = t;
         loaded_set = set;
       }
 
-      const Key* keys = args.keys + layer * args.key_layer_stride + seq * args.key_seq_stride +
-                        static_cast<std::int64_t>(key_head) * args.key_dim;
+      const float* keys = args.keys + layer * args.key_layer_stride + seq * args.key_seq_stride +
+                          static_cast<std::int64_t>(key_head) * args.key_dim;
       const float* bias = args.maybe_bias == nullptr
                               ? nullptr
                               : args.maybe_bias + layer * args.bias_layer_stride +
@@ -263,12 +269,12 @@ __global__ void __launch_bounds__(kWorkThreads, kDim == 512 ? 1 : kScoreBlocksPe
           first_head;
       SoftmaxSum sums[kHeld];
       for (std::int32_t begin = first; begin < last; begin += kStep) {
-        Elements rows[kLoads][kSlices];
+        detail::EightFloats rows[kLoads][kSlices];
 #pragma unroll
         for (int r = 0; r < kLoads; ++r) {
           // Behind the last row it is read again, and what comes of it is dropped.
           const std::int32_t chunk = min(begin + r * kRowsAtOnce + row_of_lane, last - 1);
-          const Key* row = keys + static_cast<std::int64_t>(chunk) * row_size;
+          const float* row = keys + static_cast<std::int64_t>(chunk) * row_size;
 #pragma unroll
           for (int s = 0; s < kSlices; ++s) {
             // A lane behind the row's end reads its begin, and its queries are 0.
@@ -295,7 +301,7 @@ __global__ void __launch_bounds__(kWorkThreads, kDim == 512 ? 1 : kScoreBlocksPe
 #pragma unroll
           for (int s = 0; s < kSlices; ++s) {
             float x[8];
-            rows[r][s].widen(x);
+            rows[r][s].copy_to(x);
 #pragma unroll
             for (int h = 0; h < kHeads; ++h) {
 #pragma unroll
@@ -314,7 +320,7 @@ __global__ void __launch_bounds__(kWorkThreads, kDim == 512 ? 1 : kScoreBlocksPe
           if (counts && head < num_heads) {
             float z = v[j] * args.scale + log_length;
             if (bias != nullptr) z += bias[head * kNumDistanceBins + bin];
-            if (chunk > 0) layout.logits[(head_row + head) * layout.logit_stride + chunk - 1] = z;
+            layout.logits[(head_row + head) * layout.logit_stride + chunk] = z;
             if (is_member) sums[j].add(z);
           }
         }
@@ -333,11 +339,10 @@ __global__ void __launch_bounds__(kWorkThreads, kDim == 512 ? 1 : kScoreBlocksPe
 #pragma unroll
         for (int s = 0; s < kSlices; ++s) {
           const std::int32_t d = (s * kLanes + lane_in_row) * 8;
-          detail::KeyElements<float> elements;
-          elements.clear();
+          detail::EightFloats elements;
           if (d < args.key_dim) elements.load(open + d);
           float x[8];
-          elements.widen(x);
+          elements.copy_to(x);
 #pragma unroll
           for (int h = 0; h < kHeads; ++h) {
 #pragma unroll
@@ -380,85 +385,164 @@ __global__ void __launch_bounds__(kWorkThreads, kDim == 512 ? 1 : kScoreBlocksPe
   }
 }
 
-/// Second pass: sums of a row's stretches in their order, then probabilities, joined over heads.
+namespace detail {
+
+/// Two neighbouring logits, read once. Volatile, so that the reads of several heads stay together:
+/// each for itself would wait for memory.
+__device__ inline float2 load_logits(const float* address) {
+  float2 z;
+  asm volatile("ld.global.L1::no_allocate.v2.f32 {%0, %1}, [%2];"
+               : "=f"(z.x), "=f"(z.y)
+               : "l"(address));
+  return z;
+}
+
+/// The softmax's sum over the stretches of a row, by a warp; in every lane.
+__device__ inline SoftmaxSum add_stretches(const SoftmaxSum* partials, std::int32_t num_stretches,
+                                           std::int32_t lane) {
+  SoftmaxSum sum;
+  for (std::int32_t begin = lane; begin < num_stretches; begin += kStretchesAtOnce * kWarpSize) {
+    SoftmaxSum parts[kStretchesAtOnce];
+#pragma unroll
+    for (int k = 0; k < kStretchesAtOnce; ++k) {
+      if (begin + k * kWarpSize >= num_stretches) continue;
+      const float2 part =
+          load_logits(reinterpret_cast<const float*>(partials + begin + k * kWarpSize));
+      parts[k].largest = part.x;
+      parts[k].sum = part.y;
+    }
+    float largest = sum.largest;
+#pragma unroll
+    for (int k = 0; k < kStretchesAtOnce; ++k) largest = fmaxf(largest, parts[k].largest);
+    sum.sum *= expf(sum.largest - largest);
+#pragma unroll
+    for (int k = 0; k < kStretchesAtOnce; ++k) {
+      sum.sum += parts[k].sum * expf(parts[k].largest - largest);
+    }
+    sum.largest = largest;
+  }
+  const float largest = warp_max(sum.largest);
+  sum.sum = warp_sum(sum.sum * expf(sum.largest - largest));
+  sum.largest = largest;
+  return sum;
+}
+
+/// Shared memory of the second pass.
+struct JoinHeadsShared {
+  TriggerWork work;
+  float largest[kMaxScoreHeads];  ///< of a row's logits
+  float inverse[kMaxScoreHeads];  ///< of the softmax's sum
+
+  __device__ float probability(float z, std::int32_t head) const {
+    return expf(z - largest[head]) * inverse[head];
+  }
+};
+
+/// The softmax's sum of a layer and trigger for all heads, by a block of kWorkThreads threads,
+/// which needs a barrier behind it.
 template <typename Key>
-__global__ void __launch_bounds__(kWorkThreads)
-    join_heads_kernel(const DeviceScoreArgs<Key> args, const ScoreLayout layout) {
-  __shared__ TriggerWork work;
-  __shared__ float largest[kMaxScoreHeads];
-  __shared__ float inverse[kMaxScoreHeads];
+__device__ inline void normalize_row(const DeviceScoreArgs<Key>& args, const ScoreLayout& layout,
+                                     std::int32_t layer, std::int32_t trigger,
+                                     std::int32_t num_closed, JoinHeadsShared& shared) {
+  const std::int32_t warp = static_cast<std::int32_t>(threadIdx.x) / kWarpSize;
+  const std::int32_t lane = static_cast<std::int32_t>(threadIdx.x) % kWarpSize;
+  const std::int64_t row = static_cast<std::int64_t>(layer) * args.triggers.count + trigger;
+  const std::int32_t num_stretches = ceil_div(num_closed, kStretch);
+  for (std::int32_t head = warp; head < args.num_heads; head += kWorkWarps) {
+    SoftmaxSum sum = add_stretches(
+        layout.partials + (row * args.num_heads + head) * layout.num_partials, num_stretches, lane);
+    if (lane != 0) continue;
+    if (args.maybe_null != nullptr) {
+      sum.add(args.maybe_null[layer * args.null_layer_stride + trigger * args.null_stride + head]);
+    }
+    shared.largest[head] = sum.largest;
+    shared.inverse[head] = 1.0F / sum.sum;
+  }
+}
+
+/// Body of `join_heads_kernel`, by all blocks of a grid.
+///
+/// \param sight_of  first trigger of a batch -> what the thread's trigger of that batch sees
+template <typename Key, typename SightOf>
+__device__ inline void join_heads(const DeviceScoreArgs<Key>& args, const ScoreLayout& layout,
+                                  JoinHeadsShared& shared, const SightOf& sight_of) {
   const auto thread = static_cast<std::int32_t>(threadIdx.x);
-  const std::int32_t warp = thread / kWarpSize;
-  const std::int32_t lane = thread % kWarpSize;
+  TriggerWork& work = shared.work;
   for (std::int32_t batch = 0; batch < args.triggers.count; batch += kWorkThreads) {
-    lay_out_work(work, args.table, args.triggers, args.window, batch,
-                 [&](const DeviceCandidateRange& range) {
-                   return ceil_div(range.num_candidates(), kScoreTile) * args.num_layers;
-                 });
+    number_work<1>(work, sight_of(batch), [&](std::int32_t, std::int32_t end) {
+      return ceil_div(end, layout.join_tile) * args.num_layers;
+    });
     const WorkShare share = block_share(work);
     if (share.first >= share.last) continue;
     std::int32_t t = trigger_of_item(work, share.first);
     std::int64_t row_in_force = -1;
     for (std::int32_t item = share.first; item < share.last; ++item) {
       while (item >= work.items_before[t + 1]) ++t;
-      const std::int32_t num_candidates = work.end[t] - 1;
-      const std::int32_t tiles = ceil_div(num_candidates, kScoreTile);
+      const std::int32_t end = work.end[t];
+      const std::int32_t tiles = ceil_div(end, layout.join_tile);
       const std::int32_t local = item - work.items_before[t];
       const std::int32_t layer = local / tiles;
       const std::int64_t row = static_cast<std::int64_t>(layer) * args.triggers.count + batch + t;
-      if (row != row_in_force) {
-        __syncthreads();  // the row before has been used
-        const std::int32_t num_stretches = ceil_div(work.num_closed[t], kStretch);
-        for (std::int32_t head = warp; head < args.num_heads; head += kWorkWarps) {
-          const SoftmaxSum* partials =
-              layout.partials + (row * args.num_heads + head) * layout.num_partials;
-          SoftmaxSum sum;
-          for (std::int32_t p = lane; p < num_stretches; p += kWarpSize) sum.merge(partials[p]);
+      const std::int32_t tile_begin = (local - layer * tiles) * layout.join_tile;
+      const std::int32_t tile_end = min(tile_begin + layout.join_tile, end);
+      const std::int32_t first = tile_begin + 2 * thread;
+      const float* logits = layout.logits + row * args.num_heads * layout.logit_stride + first;
+      float2 z[kJoinHeads];
+      const auto load = [&](std::int32_t first_head) {
 #pragma unroll
-          for (int mask = kWarpSize / 2; mask > 0; mask /= 2) {
-            SoftmaxSum other;
-            other.largest = __shfl_xor_sync(kFullWarp, sum.largest, mask);
-            other.sum = __shfl_xor_sync(kFullWarp, sum.sum, mask);
-            sum.merge(other);
-          }
-          if (lane == 0) {
-            if (args.maybe_null != nullptr) {
-              sum.add(
-                  args.maybe_null[layer * args.null_layer_stride +
-                                  static_cast<std::int64_t>(batch + t) * args.num_heads + head]);
-            }
-            largest[head] = sum.largest;
-            inverse[head] = 1.0F / sum.sum;
+        for (int h = 0; h < kJoinHeads; ++h) {
+          z[h] = {0.0F, 0.0F};
+          // An even stride: behind the last chunk there is room, if nothing of meaning.
+          if (first < tile_end && first_head + h < args.num_heads) {
+            z[h] = detail::load_logits(logits + (first_head + h) * layout.logit_stride);
           }
         }
+      };
+      load(0);  // the first are on their way while the sums are made
+      if (row != row_in_force) {
+        __syncthreads();  // the row before has been used
+        detail::normalize_row(args, layout, layer, batch + t, work.num_closed[t], shared);
         __syncthreads();
         row_in_force = row;
       }
-      const std::int32_t first = (local - layer * tiles) * kScoreTile + 2 * thread;
-      if (first >= num_candidates) continue;  // the barriers above are passed by the whole block
-      const float* logits = layout.logits + row * args.num_heads * layout.logit_stride + first;
+      if (first >= tile_end) continue;  // the barriers above are passed by the whole block
       float2 joined = {0.0F, 0.0F};
-#pragma unroll 8
-      for (std::int32_t head = 0; head < args.num_heads; ++head) {
-        // An even stride: behind the last candidate there is room, if nothing of meaning.
-        const float2 z = *reinterpret_cast<const float2*>(logits + head * layout.logit_stride);
-        const float2 p = {expf(z.x - largest[head]) * inverse[head],
-                          expf(z.y - largest[head]) * inverse[head]};
-        if (args.head_join == HeadJoin::kMax) {
-          joined = {max_keeping_nan(joined.x, p.x), max_keeping_nan(joined.y, p.y)};
-        } else {
-          joined = {joined.x + p.x, joined.y + p.y};
+      for (std::int32_t first_head = 0; first_head < args.num_heads; first_head += kJoinHeads) {
+        if (first_head > 0) load(first_head);
+#pragma unroll
+        for (int h = 0; h < kJoinHeads; ++h) {
+          const std::int32_t head = first_head + h;
+          if (head >= args.num_heads) break;
+          const float2 p = {shared.probability(z[h].x, head), shared.probability(z[h].y, head)};
+          if (args.head_join == HeadJoin::kMax) {
+            joined = {max_keeping_nan(joined.x, p.x), max_keeping_nan(joined.y, p.y)};
+          } else {
+            joined = {joined.x + p.x, joined.y + p.y};
+          }
         }
       }
       if (args.head_join == HeadJoin::kMean) {
         const float scale = 1.0F / static_cast<float>(args.num_heads);
         joined = {joined.x * scale, joined.y * scale};
       }
-      float* scores = args.scores + row * args.score_stride + first;
-      scores[0] = joined.x;
-      if (first + 1 < num_candidates) scores[1] = joined.y;
+      float* scores = args.scores + row * args.score_stride;  // the first is of chunk 1
+      if (first > 0) scores[first - 1] = joined.x;
+      if (first + 1 < tile_end) scores[first] = joined.y;
     }
   }
+}
+
+}  // namespace detail
+
+/// Second pass: sums of a row's stretches in a fixed order, then probabilities, joined over heads.
+template <typename Key>
+__global__ void __launch_bounds__(kWorkThreads, kJoinBlocksPerSm)
+    join_heads_kernel(const DeviceScoreArgs<Key> args, const ScoreLayout layout) {
+  __shared__ detail::JoinHeadsShared shared;
+  detail::join_heads(args, layout, shared, [&](std::int32_t batch) {
+    return trigger_sight(args.table, args.triggers, args.window,
+                         batch + static_cast<std::int32_t>(threadIdx.x));
+  });
 }
 
 }  // namespace chunkllm::kernels

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -34,17 +35,31 @@ struct SelectChunksArgs {
   std::int32_t* num_nan = nullptr;     ///< [triggers.count] candidates whose score was NaN
 };
 
+/// Chosen chunks of a trigger that also stand in shared memory.
+inline constexpr std::int32_t kCachedChosen = 4 * kNumDigits;
+
 /// Shared memory of `select_row`.
+template <int kThreads>
 struct SelectShared {
-  CutShared cut;
-  std::int32_t warp_counts[kCutWarps];
+  CutShared<kThreads> cut;
+  std::int32_t warp_counts[kThreads / kWarpSize];
+
+  /// The first kCachedChosen chosen chunks.
+  __device__ std::int32_t* chosen() { return cut.histograms; }
 };
 
-/// A trigger's selection, by a block of kCutThreads threads, all of which get the number of chosen
-/// chunks (or kEverything).
+/// A trigger's selection, by a block of kThreads threads, all of which get the number of chosen
+/// chunks (or kEverything). Chosen chunks, and in `shared` their cache and the candidates' ends,
+/// are for the whole block behind a barrier.
+///
+/// \param score_of  index -> score, called once a candidate; what it gives must stand in `scores`
+///                  behind a barrier
+template <int kThreads, typename ScoreOf>
 __device__ inline std::int32_t select_row(const SelectChunksArgs& args, std::int32_t row,
                                           std::int32_t seq, std::int32_t trigger,
-                                          const DeviceCandidateRange& range, SelectShared& shared) {
+                                          const DeviceCandidateRange& range,
+                                          SelectShared<kThreads>& shared, const ScoreOf& score_of) {
+  constexpr int kWarps = kThreads / kWarpSize;
   const auto thread = static_cast<std::int32_t>(threadIdx.x);
   const std::int32_t num_candidates = range.num_candidates();
   const bool everything = budget_holds_all(range, trigger, args.budget);
@@ -59,33 +74,45 @@ __device__ inline std::int32_t select_row(const SelectChunksArgs& args, std::int
   const std::int32_t* ends = args.table.ends_of(seq);
   const float* scores = args.scores + row * args.score_stride;
   std::int32_t num_nan = 0;
-  const ChunkCut cut =
-      find_cut(scores, ends, num_candidates, budget_room(range, ends[0], trigger, args.budget),
-               args.threshold, shared.cut, num_nan);
+  const ChunkCut cut = find_cut(score_of, scores, ends, num_candidates,
+                                budget_room(range, ends[0], trigger, args.budget), args.threshold,
+                                shared.cut, num_nan);
 
-  // Each warp walks a stretch of its own, twice: to count, and to write behind the warps before.
+  // Each warp walks a stretch of its own, twice: to count, and to write behind the warps before. A
+  // lane keeps what was taken in one round of 32 candidates, so that keys are made once.
   const std::int32_t warp = thread / kWarpSize;
   const std::int32_t lane = thread % kWarpSize;
-  const std::int32_t stretch = ceil_div(ceil_div(num_candidates, kCutWarps), kWarpSize) * kWarpSize;
-  const std::int32_t first = warp * stretch;
-  const std::int32_t last = min(first + stretch, num_candidates);
+  const std::int32_t rounds = ceil_div(ceil_div(num_candidates, kWarps), kWarpSize);
+  const std::int32_t first = warp * rounds * kWarpSize;
+  const auto taken_in = [&](std::int32_t round) {
+    const std::int32_t i = first + round * kWarpSize + lane;
+    const bool taken =
+        i < num_candidates && order_key(shared.cut.rank(scores, args.threshold, i), i + 1,
+                                        cut.least_rank, cut.index_bits) >= cut.first_taken;
+    return __ballot_sync(kFullWarp, taken);
+  };
   std::int32_t count = 0;
-  for (std::int32_t begin = first; begin < last; begin += kWarpSize) {
-    const std::int32_t i = begin + lane;
-    const bool taken = i < last && is_taken(cut, scores[i], args.threshold, i + 1);
-    count += __popc(__ballot_sync(kFullWarp, taken));
+  unsigned kept = 0;
+#pragma unroll 4
+  for (std::int32_t round = 0; round < rounds; ++round) {
+    const unsigned mask = taken_in(round);
+    if (round == lane) kept = mask;
+    count += __popc(mask);
   }
   if (lane == 0) shared.warp_counts[warp] = count;
   __syncthreads();
-  const std::int32_t other = shared.warp_counts[lane];
+  const std::int32_t other = lane < kWarps ? shared.warp_counts[lane] : 0;
   const std::int32_t total = __reduce_add_sync(kFullWarp, other);
   std::int32_t place = __reduce_add_sync(kFullWarp, lane < warp ? other : 0);
   std::int32_t* chosen = args.chosen + static_cast<std::int64_t>(row) * args.max_chosen;
-  for (std::int32_t begin = first; begin < last; begin += kWarpSize) {
-    const std::int32_t i = begin + lane;
-    const bool taken = i < last && is_taken(cut, scores[i], args.threshold, i + 1);
-    const unsigned mask = __ballot_sync(kFullWarp, taken);
-    if (taken) chosen[place + __popc(mask & ((1U << lane) - 1U))] = i + 1;
+  for (std::int32_t round = 0; round < rounds; ++round) {
+    const unsigned mask = round < kWarpSize ? __shfl_sync(kFullWarp, kept, round) : taken_in(round);
+    if ((mask >> lane & 1U) != 0U) {
+      const std::int32_t at = place + __popc(mask & ((1U << lane) - 1U));
+      const std::int32_t chunk = first + round * kWarpSize + lane + 1;
+      chosen[at] = chunk;
+      if (at < kCachedChosen) shared.chosen()[at] = chunk;
+    }
     place += __popc(mask);
   }
   if (thread == 0) {
@@ -98,16 +125,26 @@ __device__ inline std::int32_t select_row(const SelectChunksArgs& args, std::int
 /// \tparam kThreads  kCutThreads
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads) select_chunks_kernel(const SelectChunksArgs args) {
-  __shared__ SelectShared shared;
+  auto& shared = dynamic_shared<SelectShared<kThreads>>();
   const auto row = static_cast<std::int32_t>(blockIdx.x);
   const std::int32_t trigger = args.triggers.tokens[row];
   if (trigger < 0) return;
   const std::int32_t seq = args.triggers.seq(row);
-  select_row(args, row, seq, trigger, candidate_range(args.table, seq, trigger, args.window),
-             shared);
+  const float* scores = args.scores + row * args.score_stride;
+  select_row<kThreads>(args, row, seq, trigger,
+                       candidate_range(args.table, seq, trigger, args.window), shared,
+                       [=](std::int32_t i) { return scores[i]; });
 }
 
 namespace detail {
+
+/// Lets a kernel have more shared memory than it gets unasked.
+template <typename... Parameters>
+Status allow_shared(void (*kernel)(Parameters...), std::size_t bytes) {
+  return cuda::cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                static_cast<int>(bytes)),
+                           "cudaFuncSetAttribute(MaxDynamicSharedMemorySize)");
+}
 
 /// What every operation on triggers asks of them and of the chunk table.
 inline Status validate_triggers(const cuda::DeviceChunkTable& table,
@@ -157,15 +194,19 @@ inline Status validate(const SelectChunksArgs& args) {
 /// Behind `num_chosen` a row of `chosen` is left as it is.
 ///
 /// Numerics: integers and comparisons only, exact
-/// Cost: a block a trigger; 8 bytes a candidate, read from L1 or L2 some 5 times
+/// Cost: a block a trigger; 8 bytes a candidate, read once, from L1 or L2 once more for each
+/// further
+///   digit beyond 8192 candidates
 /// Errors: kInvalidArgument for a missing pointer, a `score_stride` below table.max_chunks - 1 or a
 ///   `max_chosen` that the budget could overflow (table.max_chunks, or with a budget of chunks
 ///   their number if that is less). kDeviceError from the launch.
 inline Status launch_select_chunks(const SelectChunksArgs& args, cudaStream_t stream) {
   Status status = validate(args);
   if (!status.ok() || args.triggers.count == 0) return status;
+  constexpr std::size_t kSharedBytes = sizeof(SelectShared<kCutThreads>);
+  CHUNKLLM_RETURN_IF_ERROR(detail::allow_shared(select_chunks_kernel<kCutThreads>, kSharedBytes));
   select_chunks_kernel<kCutThreads>
-      <<<static_cast<unsigned>(args.triggers.count), kCutThreads, 0, stream>>>(args);
+      <<<static_cast<unsigned>(args.triggers.count), kCutThreads, kSharedBytes, stream>>>(args);
   return cuda::launch_status("select_chunks_kernel");
 }
 

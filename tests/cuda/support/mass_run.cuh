@@ -207,6 +207,7 @@ class MassRun {
     workspace_.emplace(kernels::chunk_mass_workspace_bytes(args_));
     args_.workspace = workspace_->data();
     args_.workspace_bytes = workspace_->size();
+    settle();
   }
 
   ChunkMassArgs<T>& args() { return args_; }
@@ -218,6 +219,7 @@ class MassRun {
       buffer->poison();
     }
     workspace_->poison();
+    settle();
   }
 
   [[nodiscard]] std::vector<float> head_mass() const { return head_mass_.download(); }
@@ -243,6 +245,8 @@ class MassRun {
   }
 
  private:
+  /// Copies and fills run on a stream that does not wait for those of the tests.
+  static void settle() { EXPECT_TRUE(succeeds(cudaDeviceSynchronize())); }
   static std::vector<float> concatenated(std::vector<float> a, const std::vector<float>& b) {
     a.insert(a.end(), b.begin(), b.end());
     return a;
