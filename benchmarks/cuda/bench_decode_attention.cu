@@ -31,6 +31,7 @@ struct DecodeCase {
   int num_seqs = 1;
   int page_size = 0;
   bool is_in_cache = false;
+  bool overlaps = false;  // starts while the launch in front ends, as behind `rope_store`
 };
 
 constexpr int kHeadDim = 128;
@@ -99,6 +100,7 @@ class DecodeProblem {
     }
     args.workspace = workspace_.data();
     args.workspace_bytes = workspace_.bytes();
+    if (case_.overlaps) args.overlap = kernels::decode_attention::Overlap::kPast;
     require(kernels::launch_chunk_decode_attention(args, stream));
   }
 
@@ -197,6 +199,12 @@ void decode_fp8(benchmark::State& state, const DecodeCase& c) {
 BENCHMARK_CAPTURE(decode_bf16, llama_100, {32, 8, 1.0})->Apply(device_case);
 BENCHMARK_CAPTURE(decode_bf16, llama_50, {32, 8, 0.5})->Apply(device_case);
 BENCHMARK_CAPTURE(decode_bf16, llama_10, {32, 8, 0.1})->Apply(device_case);
+BENCHMARK_CAPTURE(decode_bf16, llama_100_overlap, {32, 8, 1.0, 1, 0, false, true})
+    ->Apply(device_case);
+BENCHMARK_CAPTURE(decode_bf16, llama_50_overlap, {32, 8, 0.5, 1, 0, false, true})
+    ->Apply(device_case);
+BENCHMARK_CAPTURE(decode_bf16, llama_10_overlap, {32, 8, 0.1, 1, 0, false, true})
+    ->Apply(device_case);
 BENCHMARK_CAPTURE(decode_bf16, llama_100_page16, {32, 8, 1.0, 1, 16})->Apply(device_case);
 BENCHMARK_CAPTURE(decode_bf16, llama_10_page16, {32, 8, 0.1, 1, 16})->Apply(device_case);
 BENCHMARK_CAPTURE(decode_bf16, llama_10_page64, {32, 8, 0.1, 1, 64})->Apply(device_case);
@@ -205,6 +213,10 @@ BENCHMARK_CAPTURE(decode_fp8, llama_100, {32, 8, 1.0})->Apply(device_case);
 BENCHMARK_CAPTURE(decode_fp8, llama_10, {32, 8, 0.1})->Apply(device_case);
 BENCHMARK_CAPTURE(decode_bf16, qwen25_100, {28, 4, 1.0})->Apply(device_case);
 BENCHMARK_CAPTURE(decode_bf16, qwen25_10, {28, 4, 0.1})->Apply(device_case);
+BENCHMARK_CAPTURE(decode_bf16, qwen2_100_overlap, {28, 4, 1.0, 1, 0, false, true})
+    ->Apply(device_case);
+BENCHMARK_CAPTURE(decode_bf16, qwen2_10_overlap, {28, 4, 0.1, 1, 0, false, true})
+    ->Apply(device_case);
 BENCHMARK_CAPTURE(decode_bf16, llama_100_batch16, {32, 8, 1.0, 16})->Apply(device_case);
 BENCHMARK_CAPTURE(decode_bf16, llama_10_batch16, {32, 8, 0.1, 16})->Apply(device_case);
 BENCHMARK_CAPTURE(decode_bf16, qwen25_100_batch16, {28, 4, 1.0, 16})->Apply(device_case);

@@ -12,9 +12,9 @@
 #include <utility>
 #include <vector>
 
-#include "reference/oracle.hpp"
 #include "bench_device_support.hpp"
 #include "chunkllm/cuda/views.hpp"
+#include "reference/oracle.hpp"
 
 /// Keys and values of a layer, chunks and attended sets of the device benchmarks.
 namespace chunkllm::bench {

@@ -15,9 +15,9 @@
 #include <utility>
 #include <vector>
 
-#include "reference/oracle.hpp"
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/gemm.hpp"
+#include "reference/oracle.hpp"
 
 /// What the device benchmarks share: memory filled with random values, event times of captured
 /// launches whose inputs are not in the L2 cache, and the two ceilings, measured in the same run.

@@ -4,8 +4,9 @@
 // for it: boundary, chunk keys and queries, scores, join, selection, plan. Scorers are QK Adapters
 // (one head of 128 over a hidden size of 4096) and mean keys (32 heads over 8 key heads of 128).
 // `joined` is one set for all layers after the last layer, `layer` a set for each, made layer by
-// layer with the boundary in front. `no_boundary` is what the same launches cost in a step in which
-// no chunk ends. `bytes` are the chunk keys and, with adapters, the projections, read once.
+// layer with the boundary in front: a launch a layer, and one for all sums. `no_boundary` is what
+// the same launches cost in a step in which no chunk ends. `bytes` are the chunk keys and, with
+// adapters, the projections, read once.
 //
 // A graph holds refreshes of 8 sequences with chunk tables, keys and weights of their own, together
 // far more than the L2 cache; tables are set back in front of each replay. Scores of a layer are
@@ -27,6 +28,7 @@
 #include "chunkllm/kernels/detect_boundaries.cuh"
 #include "chunkllm/kernels/join_scores.cuh"
 #include "chunkllm/kernels/plan_attended_sets.cuh"
+#include "chunkllm/kernels/refresh_layer.cuh"
 #include "chunkllm/kernels/score_chunks.cuh"
 #include "chunkllm/kernels/select_chunks.cuh"
 
@@ -91,6 +93,7 @@ class Sequence {
         num_span_tokens_(kLayers),
         tail_begin_(kLayers),
         triggers_(1),
+        refresh_state_(std::vector<std::uint32_t>(2, 0U)),
         workspace_(
             kernels::score_chunks_workspace_bytes(kLayers, 1, scorer().num_heads, kMaxChunks)) {
     all_ends_.resize(kChunks);
@@ -131,12 +134,20 @@ class Sequence {
     require(kernels::launch_detect_boundaries(boundary, stream));
     if (case_.is_layer) {
       for (std::int32_t layer = 0; layer < kLayers; ++layer) {
-        update_keys_and_score(layer, 1, stream);
-        select(scores_.data() + std::int64_t{layer} * kMaxChunks, layer, stream);
+        kernels::RefreshLayerArgs<T, T, T> refresh;
+        refresh.update = update_args(layer, 1);
+        refresh.score = score_args(refresh.update, layer, 1);
+        refresh.select = select_args(refresh.score.scores, layer);
+        refresh.plan = plan_args(refresh.select, layer);
+        refresh.state = refresh_state_.data();
+        require(kernels::launch_refresh_layer(refresh, stream));
       }
+      require(kernels::launch_sum_newest_rows(update_args(0, kLayers), stream));
       return;
     }
-    update_keys_and_score(0, kLayers, stream);
+    const auto update = update_args(0, kLayers);
+    require(kernels::launch_update_chunk_keys(update, stream));
+    require(kernels::launch_score_chunks(score_args(update, 0, kLayers), stream));
     kernels::JoinScoresArgs join;
     join.scores = scores_.data();
     join.score_stride = kMaxChunks;
@@ -146,7 +157,8 @@ class Sequence {
     join.joined = joined_.data();
     join.joined_stride = kMaxChunks;
     require(kernels::launch_join_scores(join, stream));
-    select(joined_.data(), 0, stream);
+    const kernels::SelectChunksArgs select = select_args(joined_.data(), 0);
+    require(kernels::launch_select_and_plan(select, plan_args(select, 0), stream));
   }
 
   /// A refresh from the start against the oracle and the host.
@@ -213,8 +225,8 @@ class Sequence {
     return {triggers_.data(), nullptr, 1};
   }
 
-  void update_keys_and_score(std::int32_t first_layer, std::int32_t num_layers,
-                             cudaStream_t stream) const {
+  [[nodiscard]] kernels::UpdateChunkKeysArgs<T, T, T> update_args(std::int32_t first_layer,
+                                                                  std::int32_t num_layers) const {
     const std::int64_t layer = first_layer;
     const std::int64_t key_size = scorer().key_size();
     const std::int64_t query_stride = scorer().query_stride();
@@ -235,26 +247,34 @@ class Sequence {
     update.key_layer_stride = kMaxChunks * key_size;
     update.queries = queries_.data() + layer * query_stride;
     update.query_layer_stride = query_stride;
-    kernels::DeviceScoreArgs<T> score;
     if (scorer().is_adapter) {
       update.maybe_key_weight = key_weight_.data() + layer * key_size * kHidden;
       update.maybe_query_weight = query_weight_.data() + layer * key_size * kHidden;
       update.maybe_null_weight = null_weight_.data() + layer * scorer().num_heads * kHidden;
       update.maybe_null_bias = null_bias_.data() + layer * scorer().num_heads;
-      score.maybe_null = update.queries + scorer().query_features();
-      score.null_layer_stride = query_stride;
-      score.maybe_bias =
-          distance_bias_.data() + layer * scorer().num_heads * chunkllm::kNumDistanceBins;
     } else {
       update.maybe_query_rows = query_rows_.data() + layer * scorer().query_features();
       update.query_row_layer_stride = update.query_row_seq_stride = scorer().query_features();
       update.maybe_open_keys = open_keys_.data() + layer * key_size;
       update.open_key_layer_stride = key_size;
-      score.maybe_open_keys = update.maybe_open_keys;
-      score.open_key_layer_stride = key_size;
     }
-    require(kernels::launch_update_chunk_keys(update, stream));
-
+    return update;
+  }
+  [[nodiscard]] kernels::DeviceScoreArgs<T> score_args(
+      const kernels::UpdateChunkKeysArgs<T, T, T>& update, std::int32_t first_layer,
+      std::int32_t num_layers) const {
+    const std::int64_t layer = first_layer;
+    const std::int64_t query_stride = scorer().query_stride();
+    kernels::DeviceScoreArgs<T> score;
+    if (scorer().is_adapter) {
+      score.maybe_null = update.queries + scorer().query_features();
+      score.null_layer_stride = query_stride;
+      score.maybe_bias =
+          distance_bias_.data() + layer * scorer().num_heads * chunkllm::kNumDistanceBins;
+    } else {
+      score.maybe_open_keys = update.maybe_open_keys;
+      score.open_key_layer_stride = scorer().key_size();
+    }
     score.queries = update.queries;
     score.query_layer_stride = score.query_stride = query_stride;
     score.keys = update.keys;
@@ -271,10 +291,10 @@ class Sequence {
     score.score_stride = kMaxChunks;
     score.workspace = workspace_.data();
     score.workspace_bytes = workspace_.bytes();
-    require(kernels::launch_score_chunks(score, stream));
+    return score;
   }
 
-  void select(const float* scores, std::int32_t set, cudaStream_t stream) const {
+  [[nodiscard]] kernels::SelectChunksArgs select_args(const float* scores, std::int32_t set) const {
     kernels::SelectChunksArgs select;
     select.scores = scores;
     select.score_stride = kMaxChunks;
@@ -285,6 +305,10 @@ class Sequence {
     select.max_chosen = kMaxChunks;
     select.num_chosen = num_chosen_.data() + set;
     select.num_nan = num_nan_.data() + set;
+    return select;
+  }
+  [[nodiscard]] kernels::PlanArgs plan_args(const kernels::SelectChunksArgs& select,
+                                            std::int32_t set) const {
     kernels::PlanArgs plan;
     plan.table = table();
     plan.triggers = triggers();
@@ -293,7 +317,7 @@ class Sequence {
     plan.num_chosen = select.num_chosen;
     plan.sets = {span_tokens_.data() + std::int64_t{set} * kSpanCapacity,
                  num_span_tokens_.data() + set, tail_begin_.data() + set, 1, kSpanCapacity};
-    require(kernels::launch_select_and_plan(select, plan, stream));
+    return plan;
   }
 
   /// Layer 0: the query (and null logits), the new key, and the scores made of them.
@@ -361,6 +385,7 @@ class Sequence {
   DeviceArray<std::int32_t> num_span_tokens_;
   DeviceArray<std::int32_t> tail_begin_;
   DeviceArray<std::int32_t> triggers_;
+  DeviceArray<std::uint32_t> refresh_state_;
   DeviceArray<unsigned char> workspace_;
   DeviceArray<std::int32_t> num_tokens_;
   DeviceArray<std::int32_t> ends_;

@@ -241,7 +241,8 @@ Status measure_random_weights(const BenchOptions& options, const BenchModes& mod
       plan.session = session;
       CHUNKLLM_ASSIGN_OR_RETURN(
           speeds[is_dense ? 1 : 0],
-          measure(options, device->make_session(scorer, made_up_bytes, session), is_dense, ids));
+          measure(options, device->make_session(scorer, nullptr, made_up_bytes, session), is_dense,
+                  ids));
     }
     add_rows(options, plan, depth, speeds[0], speeds[1], rows);
   }

@@ -60,16 +60,10 @@ class EvaluatedSession {
                                          const std::shared_ptr<const ChunkAdapter>& maybe_adapter,
                                          TokenBytes token_bytes, const SessionOptions& options,
                                          ThreadPool& /*pool*/) {
-    if (maybe_adapter != nullptr) return no_chunk_adapter();
     CHUNKLLM_ASSIGN_OR_RETURN(
         std::unique_ptr<AnySession> session,
-        model.runner().make_session(*scorer, std::move(token_bytes), options));
+        model.runner().make_session(*scorer, maybe_adapter.get(), std::move(token_bytes), options));
     return Result<EvaluatedSession>(EvaluatedSession(std::move(session)));
-  }
-  static Status no_chunk_adapter() {
-    return unsupported(
-        "--device cuda: a Chunk Adapter's boundaries, expected adapters without one or --device "
-        "cpu");
   }
 
   void reserve(std::int64_t num_tokens) { session_->reserve(num_tokens); }

@@ -85,12 +85,15 @@ class TypedDeviceRunner final : public DeviceRunner {
 
   [[nodiscard]] const BackboneConfig& config() const override { return backbone_.config(); }
 
-  Result<std::unique_ptr<AnySession>> make_session(const AnyScorer& scorer, TokenBytes token_bytes,
+  Result<std::unique_ptr<AnySession>> make_session(const AnyScorer& scorer,
+                                                   const ChunkAdapter* maybe_adapter,
+                                                   TokenBytes token_bytes,
                                                    const SessionOptions& options) const override {
     CHUNKLLM_ASSIGN_OR_RETURN(auto device_scorer, make_scorer(scorer, options));
-    CHUNKLLM_ASSIGN_OR_RETURN(auto session,
-                              cuda::DeviceSession<T>::create(backbone_, std::move(device_scorer),
-                                                             std::move(token_bytes), options));
+    CHUNKLLM_ASSIGN_OR_RETURN(
+        auto session,
+        cuda::DeviceSession<T>::create(backbone_, std::move(device_scorer), std::move(token_bytes),
+                                       options, options.dense ? nullptr : maybe_adapter));
     return std::unique_ptr<AnySession>(std::make_unique<TypedDeviceSession<T>>(std::move(session)));
   }
 
@@ -98,8 +101,7 @@ class TypedDeviceRunner final : public DeviceRunner {
       const ModelBundle& model, std::shared_ptr<const AnyScorer> scorer,
       std::shared_ptr<const ChunkAdapter> maybe_adapter, const SessionOptions& options,
       ThreadPool& /*pool*/) const override {
-    if (maybe_adapter != nullptr && !options.dense) return EvaluatedSession::no_chunk_adapter();
-    return make_session(*scorer, bytes_of(model.tokenizer), options);
+    return make_session(*scorer, maybe_adapter.get(), bytes_of(model.tokenizer), options);
   }
 
   Result<std::shared_ptr<const AnyScorer>> make_oracle_scorer(

@@ -31,8 +31,10 @@ class DeviceRunner : public KvRunner {
 
   /// A session on this model without a tokenizer of its own; the runner must outlive it.
   ///
+  /// \param maybe_adapter  finds the boundaries; null: the sentence rules do
   /// Errors: kUnsupported for a scorer or a setting that the device has no kernels for.
   virtual Result<std::unique_ptr<AnySession>> make_session(const AnyScorer& scorer,
+                                                           const ChunkAdapter* maybe_adapter,
                                                            TokenBytes token_bytes,
                                                            const SessionOptions& options) const = 0;
 };

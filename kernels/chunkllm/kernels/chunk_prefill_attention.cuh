@@ -129,10 +129,10 @@ std::size_t chunk_prefill_attention_workspace_bytes(const PrefillAttentionArgs<T
 /// nothing and has tail_begin 0.
 ///
 /// As `chunkllm::chunk_attention`. A row's arithmetic is a fixed sequence over the ranks of its
-/// attended set, in key tiles counted from rank 0, whatever its tile or block of rows: for finite
-/// caches its result depends on its own query, its set and the cache alone, so that a prompt read
-/// in blocks of any size gives the same values from the same version of the kernel (mma.sync and
-/// wgmma differ in rounding). Two runs are bit-equal.
+/// attended set, in key tiles counted from rank 0, whatever its tile or block of rows. With
+/// mma.sync and finite caches its result so depends on its own query, its set and the cache alone.
+/// wgmma rounds a score's last bit by the row's place among sixteen as well (measured on an H200):
+/// there a cut at another place moves a row by that much. Two runs are bit-equal.
 ///
 /// \param path  for tests and comparison; kAuto picks wgmma on compute capability 9.0 for head_dim
 ///              64 and 128

@@ -61,7 +61,9 @@ __device__ inline void copy_async_16(std::uint32_t shared, const void* global, b
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
                "r"(bytes));
 }
-__device__ inline void commit_async() { asm volatile("cp.async.commit_group;"); }
+__device__ inline void commit_async() {
+  asm volatile("cp.async.commit_group;");
+}
 /// Waits until at most `kPending` of the newest groups are still on their way.
 template <int kPending>
 __device__ inline void wait_async() {

@@ -244,7 +244,9 @@ __device__ inline void prefetch_keys(const DeviceScoreArgs<Key>& args,
 template <typename Row, typename Key, typename Weight, int kSteps, bool kWhole>
 __global__ void __launch_bounds__(kWorkThreads, kBlocksPerSm)
     refresh_layer_kernel(const __grid_constant__ Work<Row, Key, Weight> work) {
+  // What each trigger sees; in shared memory, since registers are scarce where logits are made.
   __shared__ std::int32_t num_closed[kMostRefreshSeqs];  // 0: nothing to score
+  __shared__ std::int32_t candidates_end[kMostRefreshSeqs];
   const UpdateChunkKeysArgs<Row, Key, Weight>& update = work.update;
   const DeviceScoreArgs<Key>& score = work.score;
   const auto thread = static_cast<std::int32_t>(threadIdx.x);
@@ -259,18 +261,22 @@ __global__ void __launch_bounds__(kWorkThreads, kBlocksPerSm)
   const bool is_needed = trigger >= 0 || (newest.in_use && newest.closed >= 0);
   if (__syncthreads_or(is_needed ? 1 : 0) == 0) return;  // the same in all blocks
 
-  TriggerSight sight;
+  bool chooses = false;
+  num_closed[thread] = 0;
+  keys.newest[thread] = newest;
   if (trigger >= 0) {
     const DeviceCandidateRange range = candidate_range(score.table, thread, trigger, score.window);
-    const bool chooses =
-        range.num_candidates() > 0 && !budget_holds_all(range, trigger, work.select.budget);
-    sight.seq = thread;
-    sight.num_closed = chooses ? range.num_closed : 0;
-    sight.end = range.end;
+    chooses = range.num_candidates() > 0 && !budget_holds_all(range, trigger, work.select.budget);
+    if (chooses) num_closed[thread] = range.num_closed;
+    candidates_end[thread] = range.end;
   }
-  keys.newest[thread] = newest;
-  num_closed[thread] = sight.num_closed;
-  const bool any_scores = __syncthreads_or(sight.num_closed > 0 ? 1 : 0) != 0;
+  const bool any_scores = __syncthreads_or(chooses ? 1 : 0) != 0;
+  const auto sight_of = [&](std::int32_t) {
+    TriggerSight sight;
+    const auto own = static_cast<std::int32_t>(threadIdx.x);
+    if (num_closed[own] > 0) sight = {own, num_closed[own], candidates_end[own]};
+    return sight;
+  };
   if (any_scores) prefetch_keys(score, num_closed);
   if (update.maybe_key_weight != nullptr) {
     project_outputs(update, keys);
@@ -284,14 +290,12 @@ __global__ void __launch_bounds__(kWorkThreads, kBlocksPerSm)
     barrier.arrive();
     barrier.wait();
     kernels::detail::score_logits_mma<Key, kSteps, kWhole>(
-        score, work.layout, dynamic_shared<kernels::detail::ScoreLogitsShared<kSteps>>(),
-        [&](std::int32_t) { return sight; });
+        score, work.layout, dynamic_shared<kernels::detail::ScoreLogitsShared<kSteps>>(), sight_of);
     barrier.arrive();
     if (!is_direct) {
       barrier.wait();
       kernels::detail::join_heads(score, work.layout,
-                                  dynamic_shared<kernels::detail::JoinHeadsShared>(),
-                                  [&](std::int32_t) { return sight; });
+                                  dynamic_shared<kernels::detail::JoinHeadsShared>(), sight_of);
       barrier.arrive();
     }
     if (static_cast<std::int32_t>(blockIdx.x) < score.triggers.count) barrier.wait();
