@@ -213,9 +213,9 @@ BENCHMARK_CAPTURE(decode_fp8, llama_100, {32, 8, 1.0})->Apply(device_case);
 BENCHMARK_CAPTURE(decode_fp8, llama_10, {32, 8, 0.1})->Apply(device_case);
 BENCHMARK_CAPTURE(decode_bf16, qwen25_100, {28, 4, 1.0})->Apply(device_case);
 BENCHMARK_CAPTURE(decode_bf16, qwen25_10, {28, 4, 0.1})->Apply(device_case);
-BENCHMARK_CAPTURE(decode_bf16, qwen2_100_overlap, {28, 4, 1.0, 1, 0, false, true})
+BENCHMARK_CAPTURE(decode_bf16, qwen25_100_overlap, {28, 4, 1.0, 1, 0, false, true})
     ->Apply(device_case);
-BENCHMARK_CAPTURE(decode_bf16, qwen2_10_overlap, {28, 4, 0.1, 1, 0, false, true})
+BENCHMARK_CAPTURE(decode_bf16, qwen25_10_overlap, {28, 4, 0.1, 1, 0, false, true})
     ->Apply(device_case);
 BENCHMARK_CAPTURE(decode_bf16, llama_100_batch16, {32, 8, 1.0, 16})->Apply(device_case);
 BENCHMARK_CAPTURE(decode_bf16, llama_10_batch16, {32, 8, 0.1, 16})->Apply(device_case);

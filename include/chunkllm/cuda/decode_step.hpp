@@ -21,6 +21,7 @@
 #include "chunkllm/kernels/chunk_keys.cuh"
 #include "chunkllm/kernels/detect_boundaries.cuh"
 #include "chunkllm/kernels/next_token.cuh"
+#include "chunkllm/kernels/refresh_layer.cuh"
 #include "chunkllm/kernels/rope_store.cuh"
 
 namespace chunkllm::cuda {
@@ -116,8 +117,12 @@ class DecodeStep {
         if (by_layer) CHUNKLLM_RETURN_IF_ERROR(refresh_layer(layer, stream));
       }
     }
-    if (selects && !by_layer) {
-      CHUNKLLM_RETURN_IF_ERROR(update_keys(0, config().num_layers, stream));
+    if (by_layer && refreshes_in_one_launch()) {  // which left the sums as they were
+      CHUNKLLM_RETURN_IF_ERROR(
+          kernels::launch_sum_newest_rows(update_args(0, config().num_layers), stream));
+    } else if (selects && !by_layer) {
+      CHUNKLLM_RETURN_IF_ERROR(
+          kernels::launch_update_chunk_keys(update_args(0, config().num_layers), stream));
       CHUNKLLM_RETURN_IF_ERROR(choose_shared(stream));
     }
     CHUNKLLM_RETURN_IF_ERROR(
@@ -151,13 +156,7 @@ class DecodeStep {
   /// \param maybe_tail_tokens  see `PlanArgs`
   Status choose(std::int64_t first_layer, std::int64_t num_layers, const DeviceAttendedSets& sets,
                 const std::int32_t* maybe_tail_tokens, cudaStream_t stream) const {
-    SetRequest request;
-    request.triggers = {triggers_.data(), nullptr, num_seqs()};
-    request.first_layer = first_layer;
-    request.num_layers = num_layers;
-    request.queries = queries(first_layer);
-    if (scorer_->uses_open_key()) request.maybe_open_keys = open_keys(first_layer);
-    request.sets = sets;
+    SetRequest request = request_of(first_layer, num_layers, sets);
     request.maybe_tail_tokens = maybe_tail_tokens;
     return chooser_.choose(request, stream);
   }
@@ -179,6 +178,9 @@ class DecodeStep {
   }
 
  private:
+  /// Sequences that `launch_refresh_layer` takes.
+  static constexpr std::int32_t kMostRefreshedAtOnce = 256;
+
   struct GraphDeleter {
     void operator()(cudaGraphExec_t graph) const { cudaGraphExecDestroy(graph); }
   };
@@ -237,6 +239,8 @@ class DecodeStep {
         DeviceSetChooser<T>::create(config(), *scorer_, *batch_,
                                     by_layer ? 1 : static_cast<std::int32_t>(config().num_layers),
                                     num_seqs(), stream));
+    CHUNKLLM_RETURN_IF_ERROR(
+        make(refresh_state_, kernels::kRefreshStateBytes / sizeof(std::uint32_t), stream));
     return cuda_status(cudaStreamSynchronize(stream), "memory of a decode step");
   }
 
@@ -328,12 +332,36 @@ class DecodeStep {
   /// A layer's chunk keys, and at triggers its queries, scores and sets.
   Status refresh_layer(std::int64_t layer, cudaStream_t stream) const {
     if (batch_->is_windowed(layer)) return {};
-    CHUNKLLM_RETURN_IF_ERROR(update_keys(layer, 1, stream));
-    return choose(layer, 1, batch_->sets(layer), nullptr, stream);
+    if (!refreshes_in_one_launch()) {
+      CHUNKLLM_RETURN_IF_ERROR(kernels::launch_update_chunk_keys(update_args(layer, 1), stream));
+      return choose(layer, 1, batch_->sets(layer), nullptr, stream);
+    }
+    kernels::RefreshLayerArgs<T, T, T> args;
+    args.update = update_args(layer, 1);
+    chooser_.fill(request_of(layer, 1, batch_->sets(layer)), args.score, args.select, args.plan);
+    args.state = refresh_state_.data();
+    return kernels::launch_refresh_layer(args, stream);
+  }
+  /// Whether a layer's refresh is one launch; very large batches take the operations one by one.
+  [[nodiscard]] bool refreshes_in_one_launch() const {
+    return num_seqs() <= kMostRefreshedAtOnce && chooser_.holds(num_seqs());
   }
 
-  /// Chunk keys, and at triggers queries, of consecutive layers.
-  Status update_keys(std::int64_t layer, std::int64_t num_layers, cudaStream_t stream) const {
+  [[nodiscard]] SetRequest request_of(std::int64_t first_layer, std::int64_t num_layers,
+                                      const DeviceAttendedSets& sets) const {
+    SetRequest request;
+    request.triggers = {triggers_.data(), nullptr, num_seqs()};
+    request.first_layer = first_layer;
+    request.num_layers = num_layers;
+    request.queries = queries(first_layer);
+    if (scorer_->uses_open_key()) request.maybe_open_keys = open_keys(first_layer);
+    request.sets = sets;
+    return request;
+  }
+
+  /// What makes chunk keys, and at triggers queries, of consecutive layers.
+  [[nodiscard]] kernels::UpdateChunkKeysArgs<T, T> update_args(std::int64_t layer,
+                                                               std::int64_t num_layers) const {
     const ScorerShape& shape = scorer_->shape();
     kernels::UpdateChunkKeysArgs<T, T> args;
     args.num_layers = static_cast<std::int32_t>(num_layers);
@@ -367,7 +395,7 @@ class DecodeStep {
       args.maybe_open_keys = open_keys(layer);
       args.open_key_layer_stride = num_seqs() * shape.key_size();
     }
-    return kernels::launch_update_chunk_keys(args, stream);
+    return args;
   }
 
   Status capture(cudaStream_t stream) {
@@ -410,6 +438,7 @@ class DecodeStep {
   DeviceBuffer<std::int32_t> counters_;
   DeviceBuffer<float> queries_;
   DeviceBuffer<float> open_keys_;
+  DeviceBuffer<std::uint32_t> refresh_state_;
   DeviceBuffer<std::uint8_t> boundary_flags_;
   DeviceBuffer<float> probabilities_;
   DeviceSetChooser<T> chooser_;

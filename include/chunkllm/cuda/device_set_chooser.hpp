@@ -61,6 +61,38 @@ class DeviceSetChooser {
     return {};
   }
 
+  /// Whether that many triggers fit one request.
+  [[nodiscard]] bool holds(std::int32_t num_triggers) const { return num_triggers <= at_once_; }
+
+  /// The arguments of the operations that choose a layer's sets; for layers together select then
+  /// takes the joined scores.
+  void fill(const SetRequest& request, kernels::DeviceScoreArgs<T>& score,
+            kernels::SelectChunksArgs& select, kernels::PlanArgs& plan) const {
+    const ChunkOptions& chunk = batch_->options().chunk;
+    score = score_args(request);
+    select = {};
+    select.scores = scores_.data();
+    select.score_stride = batch_->max_chunks();
+    select.table = batch_->table();
+    select.triggers = request.triggers;
+    select.window = local_window();
+    select.budget = chunk.budget;
+    select.threshold = chunk.threshold;
+    select.chosen = chosen_.data();
+    select.max_chosen = batch_->max_chunks();
+    select.num_chosen = num_chosen_.data();
+    select.num_nan = num_nan_.data();
+    plan = {};
+    plan.table = select.table;
+    plan.triggers = select.triggers;
+    plan.window = select.window;
+    plan.chosen = select.chosen;
+    plan.max_chosen = select.max_chosen;
+    plan.num_chosen = select.num_chosen;
+    plan.sets = request.sets;
+    plan.maybe_tail_tokens = request.maybe_tail_tokens;
+  }
+
  private:
   /// Logits of all heads and triggers of a part take no more than this.
   static constexpr std::size_t kMostWorkspaceBytes = std::size_t{256} << 20;
@@ -122,34 +154,15 @@ class DeviceSetChooser {
   }
 
   Status choose_part(const SetRequest& request, cudaStream_t stream) const {
-    CHUNKLLM_RETURN_IF_ERROR(kernels::launch_score_chunks(score_args(request), stream));
-    const float* scores = scores_.data();
+    kernels::DeviceScoreArgs<T> score;
+    kernels::SelectChunksArgs select;
+    kernels::PlanArgs plan;
+    fill(request, score, select, plan);
+    CHUNKLLM_RETURN_IF_ERROR(kernels::launch_score_chunks(score, stream));
     if (request.num_layers > 1) {
       CHUNKLLM_RETURN_IF_ERROR(kernels::launch_join_scores(join_args(request), stream));
-      scores = joined_.data();
+      select.scores = joined_.data();
     }
-    const ChunkOptions& chunk = batch_->options().chunk;
-    kernels::SelectChunksArgs select;
-    select.scores = scores;
-    select.score_stride = batch_->max_chunks();
-    select.table = batch_->table();
-    select.triggers = request.triggers;
-    select.window = local_window();
-    select.budget = chunk.budget;
-    select.threshold = chunk.threshold;
-    select.chosen = chosen_.data();
-    select.max_chosen = batch_->max_chunks();
-    select.num_chosen = num_chosen_.data();
-    select.num_nan = num_nan_.data();
-    kernels::PlanArgs plan;
-    plan.table = select.table;
-    plan.triggers = select.triggers;
-    plan.window = select.window;
-    plan.chosen = select.chosen;
-    plan.max_chosen = select.max_chosen;
-    plan.num_chosen = select.num_chosen;
-    plan.sets = request.sets;
-    plan.maybe_tail_tokens = request.maybe_tail_tokens;
     return kernels::launch_select_and_plan(select, plan, stream);
   }
 
