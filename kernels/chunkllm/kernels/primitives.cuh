@@ -7,6 +7,10 @@
 
 #include <cstdint>
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "chunkllm's kernels need sm_80 or newer: set CMAKE_CUDA_ARCHITECTURES, or nvcc's -arch"
+#endif
+
 /// Instructions and reductions that the kernels share.
 namespace chunkllm::kernels {
 

@@ -2,6 +2,8 @@
 
 #include <chunkllm/core/dtype.hpp>
 #include <chunkllm/core/status.hpp>
+#include <chunkllm/kernels/chunk_decode_attention.cuh>
+#include <chunkllm/kernels/plan_attended_sets.cuh>
 #include <concepts>
 
 #include "second_unit.hpp"
@@ -19,6 +21,12 @@ int q8_0_row_bytes_in_cuda_unit() {
   constexpr auto traits = chunkllm::dtype_traits(chunkllm::DType::kQ8_0);
   constexpr int kNumBlocks = 64 / static_cast<int>(traits.block_size);
   constexpr int kBlockBytes = static_cast<int>(traits.block_bytes);
+  // No trigger, no sequence: nothing is launched, so a machine without a GPU passes, too.
+  if (!chunkllm::kernels::launch_plan_attended_sets({}, nullptr).ok()) return -1;
+  chunkllm::kernels::DecodeAttentionArgs<__nv_bfloat16, __nv_bfloat16> args;
+  args.num_heads = args.num_kv_heads = 8;
+  args.head_dim = 128;
+  if (!chunkllm::kernels::launch_chunk_decode_attention(args, nullptr).ok()) return -1;
   int num_devices = 0;
   if (cudaGetDeviceCount(&num_devices) != cudaSuccess || num_devices == 0) {
     return kNumBlocks * kBlockBytes;  // built for a GPU, run without one
