@@ -64,7 +64,7 @@ enable_language(CUDA)
 function(chunkllm_use_cuda target)
   target_link_libraries(${target} PRIVATE chunkllm::cuda)
   set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${CHUNKLLM_CUDA_ARCHITECTURES}"
-                                             CUDA_RUNTIME_LIBRARY Static)
+                                             CUDA_RUNTIME_LIBRARY Shared)
   # Eigen 3.4 marks functions for the device that nvcc says it cannot mark (20011 to 20015); nvcc
   # takes the assignment of a [[nodiscard]] type for one that is ignored (2810).
   target_compile_options(
