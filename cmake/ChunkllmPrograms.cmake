@@ -60,6 +60,12 @@ if(NOT CMAKE_CUDA_ARCHITECTURES)
 endif()
 enable_language(CUDA)
 
+# The host compiler's false alarms, as above.
+set(chunkllm_host_exceptions)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  set(chunkllm_host_exceptions ",-Wno-maybe-uninitialized,-Wno-uninitialized,-Wno-restrict")
+endif()
+
 # chunkllm_use_cuda(<target>): device sources of a program, built for the chosen architectures.
 function(chunkllm_use_cuda target)
   target_link_libraries(${target} PRIVATE chunkllm::cuda)
@@ -71,5 +77,5 @@ function(chunkllm_use_cuda target)
     ${target}
     PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-lineinfo;--diag-suppress=2810,20011,20012,20013,20014,20015>"
             "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${CHUNKLLM_WERROR}>>:-Werror=all-warnings>"
-            "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>")
+            "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra${chunkllm_host_exceptions}>")
 endfunction()
