@@ -77,7 +77,7 @@ class DecodeProblem {
     }
     require(kernels::init_decode_attention_workspace(workspace_.data(), workspace_.bytes(),
                                                      stream_.get()));
-    stream_.wait();
+    require(stream_.synchronize());
   }
 
   void launch(int i, cudaStream_t stream) const {
@@ -107,7 +107,7 @@ class DecodeProblem {
   /// The first head of the first sequence, the last head of the last.
   void check() const {
     launch(0, stream_.get());
-    stream_.wait();
+    require(stream_.synchronize());
     check_head(0, 0);
     check_head(case_.num_seqs - 1, case_.num_heads - 1);
   }
@@ -162,7 +162,7 @@ class DecodeProblem {
   }
 
   DecodeCase case_;
-  Stream stream_;
+  chunkllm::cuda::Stream stream_ = new_stream();
   KvMemory<Kv> kv_;
   int num_sets_;
   std::vector<SpanList> sets_;

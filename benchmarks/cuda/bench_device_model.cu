@@ -31,12 +31,6 @@ constexpr std::int32_t kChunkTokens = 24;  // mean length, and steps between two
 constexpr int kWarmSteps = 2 * kChunkTokens;
 constexpr int kTimedSteps = 10 * kChunkTokens;
 
-template <typename Value>
-Value taken(Result<Value> result) {
-  require(result.status());
-  return std::move(result).value();
-}
-
 cuda::DeviceBackbone<T> random_backbone(const char* shape) {
   const BackboneConfig config = taken(cuda::backbone_shape(shape));
   return taken(
@@ -56,7 +50,7 @@ void fill(T* values, std::int64_t count, float deviation, std::uint64_t seed, cu
 class FilledBatch {
  public:
   FilledBatch(const ModelCase& c, const cuda::DeviceBackbone<T>& backbone)
-      : stream_(taken(cuda::Stream::create())),
+      : stream_(new_stream()),
         cublas_(taken(cuda::CublasHandle::create(stream_.get()))),
         scorer_(cuda::DeviceScorer<T>::mean_key(backbone.config())),
         batch_(taken(cuda::DeviceBatch<T>::create(backbone.config(), scorer_, options_of(c),
@@ -79,8 +73,8 @@ class FilledBatch {
 
   /// Runs steps, every kChunkTokens-th a boundary in all sequences, those of the batch in turn.
   double seconds_a_step(int steps) {
-    const auto start = taken(cuda::Event::create(cuda::Event::Timing::kOn));
-    const auto end = taken(cuda::Event::create(cuda::Event::Timing::kOn));
+    const cuda::Event start = new_timed_event();
+    const cuda::Event end = new_timed_event();
     require(start.record(stream_.get()));
     for (int i = 0; i < steps; ++i) {
       if (wanted_.data() != nullptr) {
@@ -92,10 +86,7 @@ class FilledBatch {
       require(step_.replay(stream_.get()));
     }
     require(end.record(stream_.get()));
-    require(end.synchronize());
-    float milliseconds = 0.0F;
-    require(cudaEventElapsedTime(&milliseconds, start.get(), end.get()));
-    return milliseconds * 1e-3 / steps;
+    return seconds_between(start, end) / steps;
   }
 
   /// Tokens that the first sequence's next token attends.

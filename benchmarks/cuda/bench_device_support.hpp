@@ -10,17 +10,23 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "chunkllm/core/status.hpp"
+#include "chunkllm/cuda/device_attribute.hpp"
 #include "chunkllm/cuda/gemm.hpp"
+#include "chunkllm/cuda/stream.hpp"
 #include "reference/oracle.hpp"
 
 /// What the device benchmarks share: memory filled with random values, event times of captured
-/// launches whose inputs are not in the L2 cache, and the two ceilings, measured in the same run.
+/// launches whose inputs are not in the L2 cache, and the ceilings, measured in the same run.
 namespace chunkllm::bench {
 
 // ---------------------------------------------------------------------------------------------
@@ -39,33 +45,50 @@ inline void require(cublasStatus_t status) {
   require(status == CUBLAS_STATUS_SUCCESS, cublasGetStatusName(status));
 }
 
+template <typename Value>
+Value taken(Result<Value> result) {
+  require(result.status());
+  return std::move(result).value();
+}
+
 inline bool has_device() {
   int count = 0;
   return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
 }
-inline int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0;
-  int value = 0;
-  require(cudaGetDevice(&device));
-  require(cudaDeviceGetAttribute(&value, attribute, device));
-  return value;
+
+/// Whether `CHUNKLLM_REQUIRE_GPU=1` makes a missing GPU a failure, as it does for the tests.
+inline bool gpu_is_required() {
+  const char* value = std::getenv("CHUNKLLM_REQUIRE_GPU");
+  return value != nullptr && std::string_view(value) == "1";
 }
 
-/// Runs a case, or says why it cannot.
+/// Cases that failed so far: Google Benchmark reports them, but knows no exit status for them.
+inline int& num_failed_cases() {
+  static int count = 0;
+  return count;
+}
+
+/// Runs a case, or says why it cannot. Every reason but a missing GPU that nobody requires makes
+/// `run_benchmarks` fail.
 template <typename Body>
 void run_case(benchmark::State& state, const Body& body) {
+  const auto fail = [&](const char* what) {
+    ++num_failed_cases();
+    state.SkipWithError(what);
+  };
   if (!has_device()) {
-    state.SkipWithError("no CUDA device");
-    return;
+    // ctest takes the second message for a skipped test, whatever the exit status.
+    if (gpu_is_required()) return fail("CHUNKLLM_REQUIRE_GPU is 1, but no GPU was found");
+    return state.SkipWithError("no CUDA device");
   }
   try {
     body();
   } catch (const std::exception& error) {
-    state.SkipWithError(error.what());
+    fail(error.what());
   }
 }
 
-/// `main` of a device benchmark.
+/// `main` of a device benchmark: 1 where a case failed.
 inline int run_benchmarks(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
@@ -75,7 +98,7 @@ inline int run_benchmarks(int argc, char** argv) {
   }
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
-  return 0;
+  return num_failed_cases() == 0 ? 0 : 1;
 }
 
 /// Cases measure medians themselves, once.
@@ -197,50 +220,34 @@ inline constexpr double kTolerance16Bit = 2e-2;
 // ---------------------------------------------------------------------------------------------
 // Time.
 
-class Stream {
- public:
-  Stream() { require(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-  ~Stream() { cudaStreamDestroy(stream_); }
-  [[nodiscard]] cudaStream_t get() const { return stream_; }
-  void wait() const { require(cudaStreamSynchronize(stream_)); }
+inline cuda::Stream new_stream() {
+  return taken(cuda::Stream::create());
+}
+inline cuda::Event new_timed_event() {
+  return taken(cuda::Event::create(cuda::Event::Timing::kOn));
+}
 
- private:
-  cudaStream_t stream_ = nullptr;
-};
-
-class Event {
- public:
-  Event() { require(cudaEventCreate(&event_)); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-  ~Event() { cudaEventDestroy(event_); }
-  void record(cudaStream_t stream) const { require(cudaEventRecord(event_, stream)); }
-  [[nodiscard]] double seconds_since(const Event& start) const {
-    float milliseconds = 0.0F;
-    require(cudaEventSynchronize(event_));
-    require(cudaEventElapsedTime(&milliseconds, start.event_, event_));
-    return static_cast<double>(milliseconds) * 1e-3;
-  }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
+/// From one event to another, for which this waits.
+inline double seconds_between(const cuda::Event& start, const cuda::Event& end) {
+  require(end.synchronize());
+  float milliseconds = 0.0F;
+  require(cudaEventElapsedTime(&milliseconds, start.get(), end.get()));
+  return static_cast<double>(milliseconds) * 1e-3;
+}
 
 /// Median over samples of the device time of `enqueue()`: 5 samples or more, 25 or as many as take
 /// 50 ms. `prepare()` runs in front of each sample, outside of its time.
 template <typename Prepare, typename Enqueue>
-double median_seconds(const Stream& stream, const Prepare& prepare, const Enqueue& enqueue) {
+double median_seconds(const cuda::Stream& stream, const Prepare& prepare, const Enqueue& enqueue) {
   constexpr double kWanted = 0.05;
-  const Event start;
-  const Event end;
+  const cuda::Event start = new_timed_event();
+  const cuda::Event end = new_timed_event();
   const auto sample = [&] {
     prepare();
-    start.record(stream.get());
+    require(start.record(stream.get()));
     enqueue();
-    end.record(stream.get());
-    return end.seconds_since(start);
+    require(end.record(stream.get()));
+    return seconds_between(start, end);
   };
   sample();  // warm-up
   const double first = sample();
@@ -258,7 +265,7 @@ double median_seconds(const Stream& stream, const Prepare& prepare, const Enqueu
 ///                `cold_bytes()`, so that no launch finds its own in the L2 cache
 /// \param prepare  in front of each replay, outside of its time
 template <typename Launch, typename Prepare>
-double launch_seconds(const Stream& stream, int num_launches, const Launch& launch,
+double launch_seconds(const cuda::Stream& stream, int num_launches, const Launch& launch,
                       const Prepare& prepare) {
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t instance = nullptr;
@@ -280,13 +287,13 @@ double launch_seconds(const Stream& stream, int num_launches, const Launch& laun
   return seconds / num_launches;
 }
 template <typename Launch>
-double launch_seconds(const Stream& stream, int num_launches, const Launch& launch) {
+double launch_seconds(const cuda::Stream& stream, int num_launches, const Launch& launch) {
   return launch_seconds(stream, num_launches, launch, [] {});
 }
 
 /// What inputs must exceed together for a launch to find none of its own in the L2 cache.
 inline double cold_bytes() {
-  return 3.0 * device_attribute(cudaDevAttrL2CacheSize);
+  return 3.0 * taken(cuda::device_attribute(cudaDevAttrL2CacheSize));
 }
 
 /// Sets of inputs to rotate over, each of which a launch reads `bytes` of; at most `most`.
@@ -308,7 +315,7 @@ inline double copy_bandwidth() {
     constexpr std::size_t kBytes = std::size_t{2} << 30;
     const DeviceArray<unsigned char> source(kBytes);
     const DeviceArray<unsigned char> target(kBytes);
-    const Stream stream;
+    const cuda::Stream stream = new_stream();
     require(cudaMemsetAsync(source.data(), 1, kBytes, stream.get()));
     const double seconds = median_seconds(
         stream, [] {},
@@ -321,6 +328,7 @@ inline double copy_bandwidth() {
   return bandwidth;
 }
 
+/// cuBLAS with the math mode that it has by itself; `cuda::CublasHandle` restricts it.
 class CublasHandle {
  public:
   explicit CublasHandle(cudaStream_t stream) : workspace_(std::size_t{32} << 20) {
@@ -345,7 +353,7 @@ inline double gemm_rate() {
     const auto a = random_array<__nv_bfloat16>(kSize * kSize, 1);
     const auto b = random_array<__nv_bfloat16>(kSize * kSize, 2);
     const DeviceArray<__nv_bfloat16> c(kSize * kSize);
-    const Stream stream;
+    const cuda::Stream stream = new_stream();
     const CublasHandle handle(stream.get());
     cuda::GemmArgs<__nv_bfloat16, __nv_bfloat16> args;
     args.inputs = a.data();

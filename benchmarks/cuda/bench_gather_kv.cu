@@ -66,7 +66,7 @@ class GatherProblem {
 
   void check() const {
     for (int i = 0; i < num_sets_; ++i) launch(i, stream_.get());
-    stream_.wait();
+    require(stream_.synchronize());
     for (int set = 0; set < num_sets_; ++set) {
       const std::vector<std::int32_t> tokens =
           sets_[static_cast<std::size_t>(set)].attended(kTokens - 1);
@@ -104,7 +104,7 @@ class GatherProblem {
     return std::int64_t{set} * capacity_ * kRowSize;
   }
 
-  Stream stream_;
+  chunkllm::cuda::Stream stream_ = new_stream();
   KvMemory<Kv> kv_;
   int num_sets_;
   std::vector<SpanList> sets_;

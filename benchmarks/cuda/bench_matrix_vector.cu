@@ -74,7 +74,7 @@ class ProductProblem {
 
   void check() const {
     launch(0, stream_.get());
-    stream_.wait();
+    require(stream_.synchronize());
     constexpr int kSampled = 256;
     for (std::int32_t row = 0; row < num_rows_; ++row) {
       const chunkllm::oracle::Row x =
@@ -131,7 +131,7 @@ class ProductProblem {
   Product product_;
   std::int32_t num_rows_;
   bool with_cublas_;
-  Stream stream_;
+  chunkllm::cuda::Stream stream_ = new_stream();
   CublasHandle handle_;
   int num_sets_;
   DeviceArray<T> weights_;

@@ -69,7 +69,7 @@ class PrefillProblem {
   /// Some rows, each of another head.
   void check() const {
     launch(stream_.get());
-    stream_.wait();
+    require(stream_.synchronize());
     const std::int32_t last = case_.num_tokens - 1;
     for (const std::int32_t row : {std::int32_t{1}, last / 7, last / 2, last}) {
       const std::int32_t head = row % kHeads;
@@ -147,7 +147,7 @@ class PrefillProblem {
   }
 
   PrefillCase case_;
-  Stream stream_;
+  chunkllm::cuda::Stream stream_ = new_stream();
   KvMemory<T> kv_;
   DeviceArray<T> q_;
   DeviceArray<T> out_;

@@ -411,7 +411,7 @@ double refresh_bytes(const RefreshCase& c) {
 
 void refresh(benchmark::State& state, const RefreshCase& c) {
   run_case(state, [&] {
-    const Stream stream;
+    const chunkllm::cuda::Stream stream = new_stream();
     std::vector<Sequence> sequences;
     for (std::uint64_t i = 0; i < kSets; ++i) sequences.emplace_back(c, 100 * (i + 1));
     sequences.front().check(stream.get());

@@ -4,9 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <random>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "chunkllm/kernels/embed_tokens.cuh"
@@ -16,16 +14,20 @@
 #include "chunkllm/kernels/rope_store.cuh"
 #include "chunkllm/kernels/silu_gate.cuh"
 #include "cuda/support/device.hpp"
+#include "reference/decoder_oracle.hpp"
 #include "support/compare.hpp"
+#include "support/random_values.hpp"
 
 namespace chunkllm::kernels {
 namespace {
 
 using testing::all_within;
 using testing::DeviceBuffer;
+using testing::kRoundoff;
 using testing::kUnitRoundoff;
 using testing::rounded;
 using testing::succeeds;
+using testing::uniform_values;
 using testing::widened;
 
 using BackboneKernels = testing::DeviceTest;
@@ -33,36 +35,15 @@ using BackboneKernels = testing::DeviceTest;
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-template <typename T>
-constexpr double kRoundoff = std::is_same_v<T, __half> ? 0x1p-11 : 0x1p-8;
-
-std::vector<float> random_floats(std::size_t count, std::uint64_t seed, float spread = 1.0F) {
-  std::mt19937 random(static_cast<std::uint32_t>(seed));
-  std::vector<float> values(count);
-  for (float& value : values) {
-    value = spread * (static_cast<float>(random() >> 8) * 0x1p-23F - 1.0F);
-  }
-  return values;
-}
-/// A row normed in double.
-std::vector<double> normed_in_double(const float* x, const std::vector<float>& weight, double eps) {
-  double sum = 0.0;
-  for (std::size_t i = 0; i < weight.size(); ++i) sum += static_cast<double>(x[i]) * x[i];
-  const double root = std::sqrt(sum / static_cast<double>(weight.size()) + eps);
-  std::vector<double> out;
-  for (std::size_t i = 0; i < weight.size(); ++i) out.push_back(weight[i] * x[i] / root);
-  return out;
-}
-
 // ---------------------------------------------------------------------------------- rms_norm
 
 template <typename T>
 void check_norm(cudaStream_t stream, std::int32_t size, std::int32_t rows, bool has_update) {
   const std::int64_t stride = size + 8;
   const auto count = static_cast<std::size_t>(rows * stride);
-  std::vector<float> x = random_floats(count, 1, 5.0F);
-  const std::vector<float> weight = random_floats(static_cast<std::size_t>(size), 2);
-  const std::vector<T> update = rounded<T>(random_floats(count, 3));
+  std::vector<float> x = uniform_values(count, 1, 5.0F);
+  const std::vector<float> weight = uniform_values(static_cast<std::size_t>(size), 2);
+  const std::vector<T> update = rounded<T>(uniform_values(count, 3));
   const DeviceBuffer<float> residual(x);
   const DeviceBuffer<float> d_weight(weight);
   const DeviceBuffer<T> d_update(update);
@@ -88,7 +69,8 @@ void check_norm(cudaStream_t stream, std::int32_t size, std::int32_t rows, bool 
         row[i] += widened(update[static_cast<std::size_t>(r * stride + i)]);
       }
     }
-    for (const double value : normed_in_double(row, weight, static_cast<double>(1e-3F))) {
+    for (const double value : oracle::rms_norm({row, row + size}, {weight.begin(), weight.end()},
+                                               static_cast<double>(1e-3F))) {
       expected.push_back(value);
       // A chain of at most 4 (size / 1024 + 1) terms of one sign, two trees, five operations more.
       bounds.push_back(std::abs(value) * (kRoundoff<T> + (size / 256.0 + 30.0) * kUnitRoundoff) +
@@ -113,7 +95,7 @@ TEST_F(BackboneKernels, RmsNormEqualsDoubles) {
 
 TEST_F(BackboneKernels, RmsNormKeepsNaNInItsRow) {
   constexpr std::int32_t kSize = 64;
-  std::vector<float> x = random_floats(3 * kSize, 1);
+  std::vector<float> x = uniform_values(3 * kSize, 1);
   x[kSize + 5] = kNaN;
   x[2 * kSize + 63] = kInfinity;
   const DeviceBuffer<float> residual(x);
@@ -143,8 +125,8 @@ TEST_F(BackboneKernels, SiluGateEqualsDoubles) {
     for (const std::int32_t rows : {1, 9}) {
       const std::int64_t stride = 2 * inner + 8;
       const std::vector<__half> gate_up =
-          rounded<__half>(random_floats(static_cast<std::size_t>(rows * stride), 4, 20.0F));
-      const std::vector<float> bias = random_floats(static_cast<std::size_t>(2 * inner), 5);
+          rounded<__half>(uniform_values(static_cast<std::size_t>(rows * stride), 4, 20.0F));
+      const std::vector<float> bias = uniform_values(static_cast<std::size_t>(2 * inner), 5);
       const DeviceBuffer<__half> d_gate_up(gate_up);
       const DeviceBuffer<float> d_bias(bias);
       const DeviceBuffer<__half> out(static_cast<std::size_t>(rows * inner));
@@ -206,7 +188,7 @@ TEST_F(BackboneKernels, SiluGateOfExtremes) {
 TEST_F(BackboneKernels, EmbeddingsAreExactAndIdsAreClamped) {
   constexpr std::int32_t kVocab = 50;
   constexpr std::int32_t kSize = 1032;
-  const std::vector<__half> table = rounded<__half>(random_floats(kVocab * kSize, 6));
+  const std::vector<__half> table = rounded<__half>(uniform_values(kVocab * kSize, 6));
   const DeviceBuffer<__half> embedding(table);
   const DeviceBuffer<std::int32_t> tokens(std::vector<std::int32_t>{0, 49, 7, -1, 50, 2147483647});
   const DeviceBuffer<float> hidden(6 * kSize);
@@ -231,24 +213,36 @@ TEST_F(BackboneKernels, EmbeddingsAreExactAndIdsAreClamped) {
 
 TEST_F(BackboneKernels, FillRowsSetsAndAdds) {
   constexpr std::int32_t kSize = 131;
-  const std::vector<float> values = random_floats(kSize, 7);
+  constexpr std::int32_t kStride = 140;
+  const std::vector<float> values = uniform_values(kSize, 7);
   const DeviceBuffer<float> d_values(values);
   const DeviceBuffer<__nv_bfloat16> set(3 * kSize);
   ASSERT_TRUE(succeeds(launch_fill_rows<__nv_bfloat16>(
-      {d_values.data(), set.data(), 3, kSize, /*accumulate=*/false}, stream_)));
-  const std::vector<float> before = random_floats(3 * kSize, 8);
+      {d_values.data(), set.data(), kSize, 3, kSize, /*accumulate=*/false}, stream_)));
+  const std::vector<float> before = uniform_values(3 * kStride, 8);
   const DeviceBuffer<float> added(before);
   ASSERT_TRUE(succeeds(launch_fill_rows<float>(
-      {d_values.data(), added.data(), 3, kSize, /*accumulate=*/true}, stream_)));
+      {d_values.data(), added.data(), kStride, 3, kSize, /*accumulate=*/true}, stream_)));
   const std::vector<float> got_set = widened(set.download());
   const std::vector<float> got_added = added.download();
   const std::vector<float> rounded_values = widened(rounded<__nv_bfloat16>(values));
+  for (std::size_t i = 0; i < got_set.size(); ++i) EXPECT_EQ(got_set[i], rounded_values[i % kSize]);
   for (std::size_t i = 0; i < got_added.size(); ++i) {
-    EXPECT_EQ(got_set[i], rounded_values[i % kSize]);
-    EXPECT_EQ(got_added[i], before[i] + values[i % kSize]);
+    const std::size_t column = i % kStride;
+    EXPECT_EQ(got_added[i], column < kSize ? before[i] + values[column] : before[i]) << i;
   }
   EXPECT_TRUE(set.intact());
   EXPECT_TRUE(added.intact());
+}
+
+TEST(FillRowsRefusals, RowsMustNotOverlap) {
+  const float values[4] = {};
+  float rows[8] = {};
+  FillRowsArgs<float> args{values, rows, 3, 2, 4, /*accumulate=*/false};
+  EXPECT_EQ(launch_fill_rows(args, nullptr).code(), StatusCode::kInvalidArgument);
+  args.out_stride = 4;
+  args.size = 0;
+  EXPECT_EQ(launch_fill_rows(args, nullptr).code(), StatusCode::kInvalidArgument);
 }
 
 // -------------------------------------------------------------------------------- next_token
@@ -264,7 +258,7 @@ std::int32_t argmax_in_order(const float* row, std::int32_t size) {
 template <typename L>
 void check_next_token(cudaStream_t stream, std::int32_t vocab, std::int32_t rows, bool ties) {
   std::vector<float> raw =
-      random_floats(static_cast<std::size_t>(vocab) * static_cast<std::size_t>(rows), 13, 8.0F);
+      uniform_values(static_cast<std::size_t>(vocab) * static_cast<std::size_t>(rows), 13, 8.0F);
   if (ties) {
     for (float& value : raw) value = std::floor(value / 4.0F);
   }

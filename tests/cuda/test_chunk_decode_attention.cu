@@ -7,7 +7,6 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
-#include <random>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -277,7 +276,7 @@ TYPED_TEST(ChunkDecodeAttention, ACapturedLaunchServesAGrowingSequence) {
 /// Lets the next kernel begin at once, and writes only a while later.
 template <typename T>
 __global__ void write_late_kernel(const T* values, T* out, std::int64_t size) {
-  decode_attention::release_next();
+  let_next_start();
   const long long start = clock64();
   while (clock64() - start < 40000) {
   }
@@ -508,10 +507,7 @@ TYPED_TEST(ChunkDecodeAttention, EqualsTheHostPath) {
       const Sequence& seq = problem.seqs[0];
       AttendedSet set;
       set.tail_begin = seq.tail_begin;
-      for (const std::int32_t token : seq.span_tokens) {
-        if (set.spans.empty() || set.spans.back().end != token) set.spans.push_back({token, token});
-        set.spans.back().end = token + 1;
-      }
+      set.spans = spans_of(seq.span_tokens);
       BackboneConfig config;
       config.head_dim = shape.head_dim;
       RopeFrequencies frequencies(config);
@@ -528,15 +524,7 @@ TYPED_TEST(ChunkDecodeAttention, EqualsTheHostPath) {
       ChunkAttentionArgs<Host> args;
       args.q = {q.data(), 1, width, width};
       args.out = {out.data(), 1, width, width};
-      args.kv.keys = reinterpret_cast<const Host*>(problem.keys.data());
-      args.kv.values = reinterpret_cast<const Host*>(problem.values.data());
-      args.kv.num_tokens = seq.num_tokens;
-      args.kv.token_stride = problem.view.token_stride;
-      args.kv.head_stride = problem.view.head_stride;
-      args.kv.page_table = problem.pages.data();
-      args.kv.page_size = shape.page_size;
-      args.kv.page_stride = problem.view.page_stride;
-      args.kv.rotation = shape.k_rotation;
+      args.kv = problem.template host_view<Host>();
       args.tiles = {&tile, 1};
       args.first_token = seq.num_tokens - 1;
       args.num_heads = shape.num_heads;
@@ -580,17 +568,9 @@ TEST_F(LongContext, SampledHeadsOf120KTokensEqualDoubles) {
   constexpr std::int32_t kKvHeads = 8;
   constexpr std::int32_t kDim = 128;
   constexpr std::int64_t kSize = static_cast<std::int64_t>(kTokens) * kKvHeads * kDim;
-  // Chunks of 8 to 40 tokens, one of ten attended, and the last 64 tokens.
-  std::vector<std::int32_t> listed;
-  std::mt19937_64 random(seed());
-  for (std::int32_t begin = 0; begin < kTokens - 64;) {
-    const auto length = static_cast<std::int32_t>(8 + random() % 33);
-    const bool attended = random() % 10 == 0;
-    for (std::int32_t t = begin; attended && t < std::min(begin + length, kTokens - 64); ++t) {
-      listed.push_back(t);
-    }
-    begin += length;
-  }
+  // One chunk of ten is attended, and the last 64 tokens.
+  const std::vector<std::int32_t> listed =
+      tokens_of_some_chunks(kTokens - 64, /*one_of=*/10, seed());
   std::vector<Bf16> q;
   for (std::int32_t i = 0; i < kHeads * kDim; ++i) {
     q.push_back(stored<Bf16>(noise(seed() + 2, static_cast<std::uint64_t>(i))));

@@ -19,24 +19,19 @@
 #include "chunkllm/kernels/pool_chunks.cuh"
 #include "cuda/support/device.hpp"
 #include "support/compare.hpp"
+#include "support/random_values.hpp"
 
 namespace chunkllm::kernels {
 namespace {
 
 using testing::DeviceBuffer;
+using testing::random_values;
 using testing::rounded;
 using testing::succeeds;
 using testing::widened;
 
 std::size_t at(std::int64_t index) {
   return static_cast<std::size_t>(index);
-}
-
-std::vector<float> random_values(std::mt19937_64& random, std::int64_t count, float scale = 1.0F) {
-  std::normal_distribution<float> normal(0.0F, scale);
-  std::vector<float> values(at(count));
-  for (float& value : values) value = normal(random);
-  return values;
 }
 
 /// As a `DeviceBuffer` is before it is written.
@@ -477,13 +472,8 @@ TEST_F(ChunkKeysDecode, ManyLayersInAGraphAndOnTwoStreams) {
     args.query_layer_stride = kSeqs * kOut;
     return args;
   };
-  cudaStream_t other = nullptr;
-  ASSERT_TRUE(succeeds(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking)));
-  ASSERT_TRUE(succeeds(launch_update_chunk_keys(args_of(0), stream_)));
-  ASSERT_TRUE(succeeds(launch_update_chunk_keys(args_of(1), other)));
-  ASSERT_TRUE(succeeds(cudaStreamSynchronize(stream_)));
-  ASSERT_TRUE(succeeds(cudaStreamSynchronize(other)));
-  replay_as_graph([&](cudaStream_t s) { return launch_update_chunk_keys(args_of(2), s); });
+  launch_three_ways(
+      [&](std::size_t i, cudaStream_t s) { return launch_update_chunk_keys(args_of(i), s); });
   for (std::size_t i = 1; i < runs.size(); ++i) {
     EXPECT_TRUE(same_bits(runs[i].sums.download(), runs[0].sums.download()));
     EXPECT_TRUE(same_bits(runs[i].keys.download(), runs[0].keys.download()));
@@ -496,7 +486,6 @@ TEST_F(ChunkKeysDecode, ManyLayersInAGraphAndOnTwoStreams) {
     ASSERT_EQ(std::isnan(widened(keys[at(i)])), seq != 1) << i;
     ASSERT_EQ(std::isnan(queries[at(i)]), seq % 2 == 0) << i;
   }
-  ASSERT_TRUE(succeeds(cudaStreamDestroy(other)));
 }
 
 TEST_F(ChunkKeysDecode, NaNAndInfinitiesPassThroughAndAFirstTokenForgetsThem) {
@@ -668,19 +657,13 @@ TEST_F(ChunkKeysDecode, PoolingInAGraphAndOnTwoStreams) {
     args.maybe_pooled = pooled[i].data();
     return args;
   };
-  cudaStream_t other = nullptr;
-  ASSERT_TRUE(succeeds(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking)));
-  ASSERT_TRUE(succeeds(launch_pool_chunks(args_of(0), stream_)));
-  ASSERT_TRUE(succeeds(launch_pool_chunks(args_of(1), other)));
-  ASSERT_TRUE(succeeds(cudaStreamSynchronize(stream_)));
-  ASSERT_TRUE(succeeds(cudaStreamSynchronize(other)));
-  replay_as_graph([&](cudaStream_t s) { return launch_pool_chunks(args_of(2), s); });
+  launch_three_ways(
+      [&](std::size_t i, cudaStream_t s) { return launch_pool_chunks(args_of(i), s); });
   for (std::size_t i = 1; i < 3; ++i) {
     EXPECT_TRUE(same_bits(pooled[i].download(), pooled[0].download()));
     EXPECT_TRUE(same_bits(sums[i].download(), sums[0].download()));
   }
   EXPECT_FALSE(std::isnan(sums[0].download()[0]));
-  ASSERT_TRUE(succeeds(cudaStreamDestroy(other)));
 }
 
 template <typename Row, typename Out>

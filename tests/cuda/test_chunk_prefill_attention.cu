@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "chunkllm/cuda/device_attribute.hpp"
 #include "chunkllm/kernels/chunk_prefill_attention.cuh"
 #include "cuda/support/device.hpp"
 #include "cuda/support/prefill_run.cuh"
@@ -58,14 +59,11 @@ class ChunkPrefillAttention : public DeviceTest, public ::testing::WithParamInte
   void SetUp() override {
     DeviceTest::SetUp();
     if (IsSkipped() || HasFatalFailure() || GetParam() != PrefillPath::kWgmma) return;
-    int device = 0;
-    int major = 0;
-    ASSERT_TRUE(testing::succeeds(cudaGetDevice(&device)));
-    ASSERT_TRUE(testing::succeeds(
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)));
+    const Result<int> major = cuda::device_attribute(cudaDevAttrComputeCapabilityMajor);
+    ASSERT_TRUE(testing::succeeds(major.status()));
     PrefillRun<__nv_bfloat16> run(PrefillCase{}, GetParam(), seed());
     if (run.run(stream_)) return;
-    if (major == 9) FAIL() << "wgmma is refused on sm_90: is this built for sm_90a?";
+    if (major.value() == 9) FAIL() << "wgmma is refused on sm_90: is this built for sm_90a?";
     GTEST_SKIP() << "needs compute capability 9.0 and code for sm_90a";
   }
 

@@ -2,10 +2,10 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <random>
 #include <string_view>
 #include <vector>
 
+#include "chunkllm/cuda/device_attribute.hpp"
 #include "chunkllm/kernels/batch_state.cuh"
 #include "chunkllm/kernels/dependent_launch.cuh"
 #include "chunkllm/kernels/embed_tokens.cuh"
@@ -14,6 +14,7 @@
 #include "chunkllm/kernels/rms_norm.cuh"
 #include "chunkllm/kernels/rope_store.cuh"
 #include "cuda/support/device.hpp"
+#include "support/random_values.hpp"
 
 namespace chunkllm::kernels {
 namespace {
@@ -21,17 +22,9 @@ namespace {
 using testing::DeviceBuffer;
 using testing::rounded;
 using testing::succeeds;
+using testing::uniform_values;
 using testing::widened;
 using T = __nv_bfloat16;
-
-std::vector<float> random_floats(std::size_t count, std::uint64_t seed, float spread = 1.0F) {
-  std::mt19937 random(static_cast<std::uint32_t>(seed));
-  std::vector<float> values(count);
-  for (float& value : values) {
-    value = spread * (static_cast<float>(random() >> 8) * 0x1p-23F - 1.0F);
-  }
-  return values;
-}
 
 constexpr std::int32_t kHidden = 512;
 constexpr std::int32_t kInner = 1536;
@@ -46,8 +39,8 @@ constexpr std::int32_t kTokens = 200;
 
 DeviceBuffer<T> weights(std::int32_t outputs, std::int32_t features, std::uint64_t seed) {
   return DeviceBuffer<T>(
-      rounded<T>(random_floats(static_cast<std::size_t>(outputs) * features, seed,
-                               1.7F / std::sqrt(static_cast<float>(features)))));
+      rounded<T>(uniform_values(static_cast<std::size_t>(outputs) * features, seed,
+                                1.7F / std::sqrt(static_cast<float>(features)))));
 }
 
 /// A decode step without attention: the kernels of a chain, all on the same few buffers, that write
@@ -218,8 +211,8 @@ class Chain {
   DeviceBuffer<T> output_weight_ = weights(kHidden, kHeads* kHeadDim, 3);
   DeviceBuffer<T> gate_up_weight_ = weights(2 * kInner, kHidden, 4);
   DeviceBuffer<T> down_weight_ = weights(kHidden, kInner, 5);
-  DeviceBuffer<float> norm_weight_{random_floats(kHidden, 6)};
-  DeviceBuffer<float> rope_{random_floats(std::size_t{kTokens} * kHeadDim, 7)};
+  DeviceBuffer<float> norm_weight_{uniform_values(kHidden, 6)};
+  DeviceBuffer<float> rope_{uniform_values(std::size_t{kTokens} * kHeadDim, 7)};
   DeviceBuffer<float> hidden_;
   DeviceBuffer<T> normed_;
   DeviceBuffer<T> qkv_buffer_;
@@ -262,16 +255,14 @@ TEST_F(DependentLaunch, ChainsHaveTheBitsOfSerialKernels) {
 }
 
 TEST_F(DependentLaunch, OverlapsOnDevicesThatCan) {
-  int device = 0;
-  int major = 0;
-  ASSERT_TRUE(succeeds(cudaGetDevice(&device)));
-  ASSERT_TRUE(succeeds(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)));
-  if (major < 9) {
+  const Result<int> major = cuda::device_attribute(cudaDevAttrComputeCapabilityMajor);
+  ASSERT_TRUE(succeeds(major.status()));
+  if (major.value() < 9) {
     EXPECT_FALSE(can_overlap(rms_norm_kernel<T>));
   }
   cudaFuncAttributes attributes = {};
   ASSERT_TRUE(succeeds(cudaFuncGetAttributes(&attributes, rms_norm_kernel<T>)));
-  EXPECT_EQ(can_overlap(rms_norm_kernel<T>), major >= 9 && attributes.ptxVersion >= 90);
+  EXPECT_EQ(can_overlap(rms_norm_kernel<T>), major.value() >= 9 && attributes.ptxVersion >= 90);
 }
 
 }  // namespace

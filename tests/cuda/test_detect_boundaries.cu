@@ -17,11 +17,13 @@
 #include "chunkllm/kernels/detect_boundaries.cuh"
 #include "cuda/support/device.hpp"
 #include "support/compare.hpp"
+#include "support/random_values.hpp"
 
 namespace chunkllm::kernels {
 namespace {
 
 using testing::DeviceBuffer;
+using testing::random_values;
 using testing::succeeds;
 
 constexpr std::uint8_t kPoisonByte = 0xff;
@@ -127,13 +129,6 @@ std::vector<std::uint8_t> random_verdicts(std::mt19937_64& random, std::size_t c
   return verdicts;
 }
 
-std::vector<float> random_values(std::mt19937_64& random, std::size_t count, float scale) {
-  std::normal_distribution<float> normal(0.0F, scale);
-  std::vector<float> values(count);
-  for (float& value : values) value = normal(random);
-  return values;
-}
-
 std::int64_t padded(std::int64_t size) {
   return (size + 7) / 8 * 8;
 }
@@ -151,10 +146,10 @@ TYPED_TEST(AdapterBoundaries, ProbabilitiesAreTheAdaptersAndTheTableFollowsThem)
     constexpr std::int32_t kRows = 129;
     const std::int64_t stride = padded(hidden_size) + 8;
     const auto size = static_cast<std::size_t>(hidden_size);
-    const std::vector<TypeParam> hidden = testing::rounded<TypeParam>(
-        random_values(random, static_cast<std::size_t>(kRows * stride), 1.0F));
+    const std::vector<TypeParam> hidden =
+        testing::rounded<TypeParam>(random_values(random, kRows * stride));
     const std::vector<float> weight =
-        random_values(random, size, 1.0F / std::sqrt(static_cast<float>(hidden_size)));
+        random_values(random, hidden_size, 1.0F / std::sqrt(static_cast<float>(hidden_size)));
     const float bias = -0.75F;
 
     DeviceBatch prefill(1, 64);
@@ -443,8 +438,8 @@ TEST_F(Boundaries, AWholeBookTwiceOnTwoStreamsAndInAGraph) {
   constexpr std::int32_t kRows = 120000;
   constexpr std::int32_t kHidden = 64;
   constexpr std::int32_t kMaxChunks = 30001;
-  const std::vector<__nv_bfloat16> hidden = testing::rounded<__nv_bfloat16>(
-      random_values(random, static_cast<std::size_t>(kRows) * kHidden, 1.0F));
+  const std::vector<__nv_bfloat16> hidden =
+      testing::rounded<__nv_bfloat16>(random_values(random, std::int64_t{kRows} * kHidden));
   const DeviceBuffer<__nv_bfloat16> rows(hidden);
   const DeviceBuffer<float> weights(random_values(random, kHidden, 0.125F));
   const DeviceBuffer<std::int32_t> indptr(std::vector<std::int32_t>{0, kRows});

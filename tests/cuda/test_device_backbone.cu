@@ -4,9 +4,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
-#include <random>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -19,18 +17,19 @@
 #include "cuda/support/device.hpp"
 #include "support/compare.hpp"
 #include "support/memory_tensor_source.hpp"
+#include "support/random_values.hpp"
 #include "support/tiny_backbone.hpp"
 
 namespace chunkllm::cuda {
 namespace {
 
 using testing::all_within;
+using testing::kRoundoff;
 using testing::MemoryTensorSource;
+using testing::random_values;
 using testing::succeeds;
 using testing::widened;
 
-template <typename T>
-constexpr double kRoundoff = std::is_same_v<T, __half> ? 0x1p-11 : 0x1p-8;
 /// What f32 sums in another order, and tensor cores that cut them, may differ by, relative to the
 /// magnitudes summed: some 10 steps of 2^-22.
 constexpr double kSumRoundoff = 0x1p-18;
@@ -41,7 +40,7 @@ MemoryTensorSource exact_source(const BackboneConfig& config, std::uint32_t seed
   MemoryTensorSource source = MemoryTensorSource::random(config, seed);
   for (const ExpectedTensor& tensor : expected_tensors(config)) {
     for (float& value : source.values(tensor.name)) {
-      value = widened(testing::rounded<T>(std::vector<float>{value})[0]);
+      value = widened(rounded<T>(value));
     }
   }
   return source;
@@ -51,14 +50,6 @@ BackboneConfig config_with_everything() {
   BackboneConfig config = testing::tiny_config(70);
   config.qkv_bias = config.output_bias = config.mlp_bias = config.qk_norm = true;
   return config;
-}
-
-std::vector<float> random_rows(std::size_t count, std::uint64_t seed) {
-  std::mt19937 random(static_cast<std::uint32_t>(seed));
-  std::normal_distribution<float> normal;
-  std::vector<float> values(count);
-  for (float& value : values) value = normal(random);
-  return values;
 }
 
 /// Magnitudes: out[r, i] = sum over j of |weight[i, j]| x[r, j].
@@ -153,7 +144,7 @@ void DeviceBackboneTest::check_qkv(const BackboneConfig& config) {
   const std::vector<float> weight = pair->stacked(
       kLayer, {"self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"});
   for (const std::int32_t rows : kRowCounts) {
-    std::vector<float> x = random_rows(static_cast<std::size_t>(rows * hidden), seed());
+    std::vector<float> x = random_values(rows * hidden, seed());
     std::vector<float> normed(x.size());
     std::vector<float> qkv(static_cast<std::size_t>(rows * size));
     pair->cpu.attention_input(kLayer, {x.data(), rows, hidden}, {normed.data(), rows, hidden});
@@ -202,10 +193,10 @@ void DeviceBackboneTest::check_finish_layer(const BackboneConfig& config) {
   const std::vector<float> up_weight = pair->tensor(kLayer, "mlp.up_proj.weight");
   for (const std::int32_t rows : kRowCounts) {
     const auto num_rows = static_cast<std::size_t>(rows);
-    const std::vector<T> attended = testing::rounded<T>(
-        random_rows(num_rows * static_cast<std::size_t>(config.query_size()), seed() + 1));
+    const std::vector<T> attended = rounded<T>(
+        random_values(num_rows * static_cast<std::size_t>(config.query_size()), seed() + 1));
     const std::vector<float> attended_values = widened(attended);
-    const std::vector<float> before = random_rows(num_rows * hidden, seed());
+    const std::vector<float> before = random_values(num_rows * hidden, seed());
     std::vector<float> after = before;
     pair->cpu.finish_layer(kLayer, {attended_values.data(), rows, config.query_size()},
                            {after.data(), rows, config.hidden_size}, pair->pool);
@@ -285,7 +276,7 @@ void DeviceBackboneTest::check_logits(const BackboneConfig& config) {
   ASSERT_NE(pair, nullptr);
   const std::int64_t hidden = config.hidden_size;
   for (const std::int32_t rows : kRowCounts) {
-    std::vector<float> x = random_rows(static_cast<std::size_t>(rows * hidden), seed());
+    std::vector<float> x = random_values(rows * hidden, seed());
     std::vector<float> logits(static_cast<std::size_t>(rows * config.vocab_size));
     pair->cpu.logits({x.data(), rows, hidden}, {logits.data(), rows, config.vocab_size},
                      pair->pool);
@@ -363,9 +354,9 @@ TEST_F(DeviceBackboneTest, AFewRowsHaveTheBitsOfOneRow) {
   const auto pair = Pair<__nv_bfloat16>::make(config_with_everything(), stream_);
   ASSERT_NE(pair, nullptr);
   constexpr std::int32_t kRows = DeviceBackbone<__nv_bfloat16>::kMaxVectorRows;
-  const std::vector<float> before = random_rows(kRows * 32, seed());
+  const std::vector<float> before = random_values(kRows * 32, seed());
   const std::vector<__nv_bfloat16> attended =
-      testing::rounded<__nv_bfloat16>(random_rows(kRows * 32, seed() + 1));
+      rounded<__nv_bfloat16>(random_values(kRows * 32, seed() + 1));
   const testing::DeviceBuffer<__nv_bfloat16> d_attended(attended);
   const auto finished = [&](std::int32_t first, std::int32_t rows) {
     const testing::DeviceBuffer<float> hidden(
@@ -389,9 +380,9 @@ TEST_F(DeviceBackboneTest, GraphsReplayALayer) {
   ASSERT_NE(pair, nullptr);
   for (const std::int32_t rows : {2, 5, 16, 33}) {
     const auto size = static_cast<std::size_t>(rows) * 32;
-    const std::vector<float> before = random_rows(size, seed());
+    const std::vector<float> before = random_values(size, seed());
     const testing::DeviceBuffer<__nv_bfloat16> attended(
-        testing::rounded<__nv_bfloat16>(random_rows(size, seed() + 1)));
+        rounded<__nv_bfloat16>(random_values(size, seed() + 1)));
     const testing::DeviceBuffer<float> hidden(before);
     const testing::DeviceBuffer<__nv_bfloat16> qkv(
         static_cast<std::size_t>(rows * pair->gpu.qkv_size()));
@@ -420,11 +411,11 @@ TEST_F(DeviceBackboneTest, NaNStaysInItsRow) {
   const auto pair = Pair<__half>::make(config_with_everything(), stream_);
   ASSERT_NE(pair, nullptr);
   for (const std::int32_t rows : {3, 12, 20}) {
-    std::vector<float> before = random_rows(static_cast<std::size_t>(rows) * 32, seed());
+    std::vector<float> before = random_values(std::int64_t{rows} * 32, seed());
     before[32 + 4] = std::numeric_limits<float>::quiet_NaN();
     const testing::DeviceBuffer<float> hidden(before);
     const testing::DeviceBuffer<__half> attended(
-        testing::rounded<__half>(random_rows(before.size(), seed() + 1)));
+        rounded<__half>(random_values(before.size(), seed() + 1)));
     ASSERT_TRUE(
         succeeds(pair->gpu.finish_layer(pair->run, kLayer, attended.data(), rows, hidden.data())));
     const std::vector<float> after = hidden.download();

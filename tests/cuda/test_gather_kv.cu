@@ -1,11 +1,7 @@
 // Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <cstring>
-#include <numeric>
-#include <random>
-#include <span>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -199,25 +195,12 @@ TEST_F(GatherKvTest, EqualsTheHostPath) {
   Problem<Bf16, Bf16> source(shape, some_of(std::vector<std::int32_t>{700}), seed());
   source.upload();
   const Sequence& seq = source.seqs[0];
-  std::vector<TokenSpan> segments;
-  for (const std::int64_t token : seq.attended()) {
-    if (segments.empty() || segments.back().end != token) segments.push_back({token, token});
-    segments.back().end = token + 1;
-  }
-  KvView<BF16> view;
-  view.keys = reinterpret_cast<const BF16*>(source.keys.data());
-  view.values = reinterpret_cast<const BF16*>(source.values.data());
-  view.num_tokens = seq.num_tokens;
-  view.token_stride = source.view.token_stride;
-  view.head_stride = source.view.head_stride;
-  view.page_table = source.pages.data();
-  view.page_size = shape.page_size;
-  view.page_stride = source.view.page_stride;
   const std::size_t size = seq.attended().size() * 8 * 128;
   std::vector<BF16> want_keys(size);
   std::vector<BF16> want_values(size);
   ThreadPool pool(1);
-  ASSERT_TRUE(succeeds(gather_kv<BF16>(view, segments, 8, 128, want_keys, want_values, pool)));
+  ASSERT_TRUE(succeeds(gather_kv<BF16>(source.host_view<BF16>(), spans_of(seq.attended()), 8, 128,
+                                       want_keys, want_values, pool)));
 
   const DeviceBuffer<Bf16> keys(size);
   const DeviceBuffer<Bf16> values(size);
@@ -260,16 +243,8 @@ TEST_F(GatherKvTest, HalfOf120KTokensLandInOrder) {
   ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));  // buffers are poisoned on another stream
   fill_index_kernel<<<512, 256, 0, stream_>>>(key_words, kTokens * kWords);
   fill_index_kernel<<<512, 256, 0, stream_>>>(value_words, kTokens * kWords);
-  std::vector<std::int32_t> listed;
-  std::mt19937_64 random(seed());
-  for (std::int32_t begin = 0; begin < kTokens - 64;) {
-    const auto length = static_cast<std::int32_t>(8 + random() % 33);
-    const bool attended = random() % 2 == 0;
-    for (std::int32_t t = begin; attended && t < std::min(begin + length, kTokens - 64); ++t) {
-      listed.push_back(t);
-    }
-    begin += length;
-  }
+  const std::vector<std::int32_t> listed =
+      tokens_of_some_chunks(kTokens - 64, /*one_of=*/2, seed());
   const auto num_attended = static_cast<std::int32_t>(listed.size()) + 64;
   const DeviceBuffer<std::int32_t> list(listed);
   const DeviceBuffer<std::int32_t> num_span(std::vector<std::int32_t>{num_attended - 64});

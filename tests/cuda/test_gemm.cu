@@ -11,12 +11,13 @@
 #include "chunkllm/cuda/gemm.hpp"
 #include "cuda/support/device.hpp"
 #include "support/compare.hpp"
+#include "support/random_values.hpp"
 
 namespace chunkllm::cuda {
 namespace {
 
 using testing::DeviceBuffer;
-using testing::rounded;
+using testing::random_values;
 using testing::succeeds;
 using testing::widened;
 
@@ -55,13 +56,6 @@ struct Pair {
 using TypePairs = ::testing::Types<Pair<__half, __half>, Pair<__half, float>,
                                    Pair<__nv_bfloat16, __nv_bfloat16>, Pair<__nv_bfloat16, float>>;
 TYPED_TEST_SUITE(Gemm, TypePairs);
-
-std::vector<float> random_values(std::mt19937_64& random, std::int64_t count) {
-  std::normal_distribution<float> normal(0.0F, 1.0F);
-  std::vector<float> values(static_cast<std::size_t>(count));
-  for (float& value : values) value = normal(random);
-  return values;
-}
 
 TYPED_TEST(Gemm, IsTheProductOfRowsByRows) {
   using T = typename TypeParam::Input;

@@ -5,10 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <random>
-#include <span>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "chunkllm/kernels/matrix_vector.cuh"
@@ -16,26 +13,17 @@
 #include "chunkllm/kernels/rms_norm.cuh"
 #include "cuda/support/device.hpp"
 #include "support/compare.hpp"
+#include "support/random_values.hpp"
 
 namespace chunkllm::kernels {
 namespace {
 
 using testing::DeviceBuffer;
+using testing::kRoundoff;
 using testing::rounded;
 using testing::succeeds;
+using testing::uniform_values;
 using testing::widened;
-
-template <typename T>
-constexpr double kRoundoff = std::is_same_v<T, __half> ? 0x1p-11 : 0x1p-8;
-
-std::vector<float> random_floats(std::size_t count, std::uint64_t seed, float spread = 1.0F) {
-  std::mt19937 random(static_cast<std::uint32_t>(seed));
-  std::vector<float> values(count);
-  for (float& value : values) {
-    value = spread * (static_cast<float>(random() >> 8) * 0x1p-23F - 1.0F);
-  }
-  return values;
-}
 
 /// A product's operands on both sides. Rows of x have a stride of k + 8.
 template <typename T>
@@ -48,9 +36,9 @@ struct Operands {
       : n(outputs),
         k(features),
         m(rows),
-        weight(rounded<T>(random_floats(static_cast<std::size_t>(n) * k, seed,
-                                        1.7F / std::sqrt(static_cast<float>(k))))),
-        x(rounded<T>(random_floats(static_cast<std::size_t>(m) * (k + 8), seed + 1))),
+        weight(rounded<T>(uniform_values(static_cast<std::size_t>(n) * k, seed,
+                                         1.7F / std::sqrt(static_cast<float>(k))))),
+        x(rounded<T>(uniform_values(static_cast<std::size_t>(m) * (k + 8), seed + 1))),
         d_weight(weight),
         d_x(x) {}
 
@@ -238,7 +226,7 @@ TEST_F(MatrixVector, NaNAndInfinityStayInTheirRow) {
   Operands<__nv_bfloat16> operands(kOutputs, kFeatures, 3, seed());
   const std::vector<float> clean = widened(product(operands.args(), kOutputs));
   std::vector<__nv_bfloat16> x = operands.x;
-  const auto bad = [](float value) { return rounded<__nv_bfloat16>(std::vector<float>{value})[0]; };
+  const auto bad = [](float value) { return rounded<__nv_bfloat16>(value); };
   x[kFeatures + 8 + 123] = bad(std::numeric_limits<float>::quiet_NaN());
   x[2 * (kFeatures + 8)] = bad(std::numeric_limits<float>::infinity());
   operands.d_x.upload(x);
@@ -253,8 +241,8 @@ TEST_F(MatrixVector, NaNAndInfinityStayInTheirRow) {
 TEST_F(MatrixVector, BiasAndResidualAreAdded) {
   constexpr int kOutputs = 37;
   const Operands<__half> operands(kOutputs, 96, 5, seed());
-  const std::vector<float> bias = random_floats(kOutputs, 5);
-  const std::vector<float> before = random_floats(5 * kOutputs, 6);
+  const std::vector<float> bias = uniform_values(kOutputs, 5);
+  const std::vector<float> before = uniform_values(5 * kOutputs, 6);
   const DeviceBuffer<float> d_bias(bias);
   const DeviceBuffer<float> y(before);
   MatrixVectorArgs<__half> args = operands.args();
@@ -282,7 +270,7 @@ TEST_F(MatrixVector, BiasAndResidualAreAdded) {
 TEST_F(MatrixVector, TheGateMeetsItsValue) {
   for (const int inner : {1, 8, 9, 48}) {
     const Operands<__half> operands(2 * inner, 136, 8, seed());
-    const std::vector<float> bias = random_floats(static_cast<std::size_t>(2 * inner), 5);
+    const std::vector<float> bias = uniform_values(static_cast<std::size_t>(2 * inner), 5);
     const DeviceBuffer<float> d_bias(bias);
     MatrixVectorArgs<__half> args = operands.args();
     args.maybe_bias = d_bias.data();
@@ -314,8 +302,8 @@ TEST_F(MatrixVector, TheFusedNormHasTheBitsOfTheKernel) {
       constexpr int kOutputs = 50;
       ASSERT_TRUE(can_fuse_norm(m, k));
       const Operands<__nv_bfloat16> operands(kOutputs, k, m, seed());
-      const DeviceBuffer<float> hidden(random_floats(static_cast<std::size_t>(m) * k, 7, 3.0F));
-      const DeviceBuffer<float> weight(random_floats(static_cast<std::size_t>(k), 8));
+      const DeviceBuffer<float> hidden(uniform_values(static_cast<std::size_t>(m) * k, 7, 3.0F));
+      const DeviceBuffer<float> weight(uniform_values(static_cast<std::size_t>(k), 8));
       const DeviceBuffer<__nv_bfloat16> normed(static_cast<std::size_t>(m) * k);
       const DeviceBuffer<__nv_bfloat16> copy(static_cast<std::size_t>(m) * k);
       RmsNormArgs<__nv_bfloat16> norm;

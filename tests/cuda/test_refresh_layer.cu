@@ -13,6 +13,7 @@
 #include "chunkllm/chunk/score_chunks.hpp"
 #include "chunkllm/kernels/refresh_layer.cuh"
 #include "cuda/support/device.hpp"
+#include "support/random_values.hpp"
 
 namespace chunkllm::kernels {
 namespace {
@@ -59,10 +60,7 @@ Budget tokens_budget(std::int64_t tokens) {
 
 template <typename T>
 std::vector<T> random_rounded(std::mt19937_64& random, std::int64_t count, float scale) {
-  std::normal_distribution<float> normal(0.0F, scale);
-  std::vector<float> values(at(count));
-  for (float& value : values) value = normal(random);
-  return rounded<T>(values);
+  return rounded<T>(testing::random_values(random, count, scale));
 }
 
 template <typename T>
@@ -98,8 +96,7 @@ struct Inputs {
     std::bernoulli_distribution is_nan(static_cast<double>(shape.nan_share));
     for (std::int64_t row = 0; row < seqs * shape.max_chunks; ++row) {
       if (!is_nan(random)) continue;
-      keys[at(row * shape.key_size())] =
-          rounded<T>(std::vector<float>{std::numeric_limits<float>::quiet_NaN()})[0];
+      keys[at(row * shape.key_size())] = rounded<T>(std::numeric_limits<float>::quiet_NaN());
     }
     const float deviation = 1.0F / std::sqrt(static_cast<float>(shape.row_size));
     key_weight =

@@ -5,51 +5,29 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <random>
 #include <type_traits>
 #include <vector>
 
 #include "chunkllm/kernels/rope_store.cuh"
 #include "chunkllm/model/rope.hpp"
 #include "cuda/support/device.hpp"
+#include "reference/decoder_oracle.hpp"
 #include "support/compare.hpp"
+#include "support/random_values.hpp"
 
 namespace chunkllm::kernels {
 namespace {
 
 using testing::all_within;
 using testing::DeviceBuffer;
+using testing::kRoundoff;
 using testing::kUnitRoundoff;
 using testing::rounded;
 using testing::succeeds;
+using testing::uniform_values;
 using testing::widened;
 
 using RopeStore = testing::DeviceTest;
-
-template <typename T>
-constexpr double kRoundoff = std::is_same_v<T, __half> ? 0x1p-11 : 0x1p-8;
-
-std::vector<float> random_floats(std::size_t count, std::uint64_t seed, float spread = 1.0F) {
-  std::mt19937 random(static_cast<std::uint32_t>(seed));
-  std::vector<float> values(count);
-  for (float& value : values) {
-    value = spread * (static_cast<float>(random() >> 8) * 0x1p-23F - 1.0F);
-  }
-  return values;
-}
-std::vector<double> doubles(const std::vector<float>& values) {
-  return {values.begin(), values.end()};
-}
-
-/// A row normed in double.
-std::vector<double> normed_in_double(const float* x, const std::vector<float>& weight, double eps) {
-  double sum = 0.0;
-  for (std::size_t i = 0; i < weight.size(); ++i) sum += static_cast<double>(x[i]) * x[i];
-  const double root = std::sqrt(sum / static_cast<double>(weight.size()) + eps);
-  std::vector<double> out;
-  for (std::size_t i = 0; i < weight.size(); ++i) out.push_back(weight[i] * x[i] / root);
-  return out;
-}
 
 BackboneConfig rope_config(std::int64_t head_dim) {
   BackboneConfig config;
@@ -85,9 +63,9 @@ struct RopeCase {
     const std::int64_t slots = num_heads + 2 * num_kv_heads;
     const std::int64_t stride = slots * head_dim + 2;  // rows need 4 byte alignment alone
     const std::vector<T> qkv =
-        rounded<T>(random_floats(static_cast<std::size_t>(rows * stride), 9, 2.0F));
-    const std::vector<float> q_norm = random_floats(static_cast<std::size_t>(head_dim), 10);
-    const std::vector<float> k_norm = random_floats(static_cast<std::size_t>(head_dim), 11);
+        rounded<T>(uniform_values(static_cast<std::size_t>(rows * stride), 9, 2.0F));
+    const std::vector<float> q_norm = uniform_values(static_cast<std::size_t>(head_dim), 10);
+    const std::vector<float> k_norm = uniform_values(static_cast<std::size_t>(head_dim), 11);
     const RopeTable table(RopeFrequencies(rope_config(head_dim)), 0, kCapacity);
     const DeviceBuffer<float> d_table(std::vector<float>(
         table.row(0), table.row(0) + static_cast<std::size_t>(kCapacity * head_dim)));
@@ -159,9 +137,10 @@ struct RopeCase {
         const std::vector<float> raw = widened(std::vector<T>(
             qkv.begin() + static_cast<std::int64_t>(r) * stride + slot * head_dim,
             qkv.begin() + static_cast<std::int64_t>(r) * stride + (slot + 1) * head_dim));
-        std::vector<double> head = doubles(raw);
+        std::vector<double> head(raw.begin(), raw.end());
         if (has_norms && (is_query || is_key)) {
-          head = normed_in_double(raw.data(), is_query ? q_norm : k_norm, double{kEps});
+          const std::vector<float>& weight = is_query ? q_norm : k_norm;
+          head = oracle::rms_norm(head, {weight.begin(), weight.end()}, double{kEps});
         }
         const Rotation rotation = is_query ? query_rotation : key_rotation;
         double largest = 0.0;
@@ -274,7 +253,7 @@ TEST_F(RopeStore, MakesFp8OverItsScale) {
 
 TEST_F(RopeStore, OutsideItsRoomIsNaNAndNotCached) {
   constexpr std::int32_t kDim = 64;
-  const DeviceBuffer<__half> qkv(rounded<__half>(random_floats(3 * 3 * kDim, 12)));
+  const DeviceBuffer<__half> qkv(rounded<__half>(uniform_values(3 * 3 * kDim, 12)));
   const DeviceBuffer<std::int32_t> positions(std::vector<std::int32_t>{-1, 4, 2});
   const DeviceBuffer<float> table(std::vector<float>(4 * kDim, 0.5F));
   const DeviceBuffer<__half> queries(3 * kDim);

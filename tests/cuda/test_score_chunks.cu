@@ -62,8 +62,8 @@ class ScoreRun {
     open_keys_ = normal(rows * key_size());
     const std::vector<float> keys = normal(
         layers * num_chunks.size() * static_cast<std::size_t>(chunks_.max_chunks()) * key_size());
-    device_keys_.emplace_back(testing::rounded<Key>(std::span<const float>(keys)));
-    keys_ = testing::widened(testing::rounded<Key>(std::span<const float>(keys)));
+    device_keys_.emplace_back(testing::rounded<Key>(keys));
+    keys_ = testing::widened(testing::rounded<Key>(keys));
     workspace_bytes_ =
         score_chunks_workspace_bytes(shape.num_layers, static_cast<std::int32_t>(triggers_.count()),
                                      shape.num_heads, chunks_.max_chunks());
@@ -138,6 +138,13 @@ class ScoreRun {
     ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));  // the default stream orders no other
   }
   [[nodiscard]] std::vector<float> download() const { return scores_[0].download(); }
+  /// Uploads, launches all and downloads.
+  std::vector<float> scores(cudaStream_t stream) {
+    upload();
+    poison();
+    EXPECT_TRUE(succeeds(launch_score_chunks(args(), stream)));
+    return download();
+  }
   [[nodiscard]] std::size_t num_candidates(std::size_t i) const {
     if (triggers_.token(i) < 0) return 0;
     return static_cast<std::size_t>(
@@ -309,11 +316,8 @@ class ScoreChunks : public testing::DeviceTest {
   void check(const Shape& shape, const std::vector<std::int32_t>& num_chunks,
              const std::vector<std::int32_t>& seqs) {
     ScoreRun<Key> run(shape, num_chunks, seqs, seed());
-    run.upload();
-    run.poison();
-    ASSERT_TRUE(succeeds(launch_score_chunks(run.args(), stream_)));
+    const std::vector<float> first = run.scores(stream_);
     run.expect_equals_oracle();
-    const std::vector<float> first = run.download();
     run.poison();
     replay_as_graph([&](cudaStream_t stream) { return launch_score_chunks(run.args(), stream); },
                     2);
@@ -387,11 +391,8 @@ TEST_F(ScoreChunks, ATriggersScoresDoNotDependOnTheOthers) {
   std::vector<std::int32_t> seqs(600);
   for (std::size_t i = 0; i < seqs.size(); ++i) seqs[i] = i % 3 == 0 ? 1 : 0;
   ScoreRun<__half> run(shape, {200, 90}, seqs, seed());
-  run.upload();
-  run.poison();
-  ASSERT_TRUE(succeeds(launch_score_chunks(run.args(), stream_)));
+  const std::vector<float> together = run.scores(stream_);
   run.expect_equals_oracle();
-  const std::vector<float> together = run.download();
   run.poison();
   // Each in a launch of its own, 50 sampled.
   for (std::size_t i = 0; i < seqs.size(); i += 12) {
@@ -423,11 +424,8 @@ TEST_F(ScoreChunks, PrefillBatchAndSingleTriggersAgreeToTheBit) {
       shape.has_bias = true;
       shape.has_null = group == 3;
       ScoreRun<__nv_bfloat16> run(shape, {161, 97}, mixed_seqs(), seed());
-      run.upload();
-      run.poison();
-      ASSERT_TRUE(succeeds(launch_score_chunks(run.args(), stream_)));
+      const std::vector<float> together = run.scores(stream_);
       if (group == 7) run.expect_equals_oracle();
-      const std::vector<float> together = run.download();
       for (const std::int32_t count : {1, 2, 3, 7, 8, 9, 19, 40}) {
         run.poison();
         for (std::size_t i = 0; i + static_cast<std::size_t>(count) <= 40;
@@ -453,9 +451,7 @@ TEST_F(ScoreChunks, OneToFortyTriggersOfASequenceEqualTheOracle) {
   for (std::size_t count = 1; count <= 40; ++count) {
     SCOPED_TRACE(std::to_string(count) + " triggers");
     ScoreRun<__nv_bfloat16> run(shape, {100}, std::vector<std::int32_t>(count, 0), seed());
-    run.upload();
-    run.poison();
-    ASSERT_TRUE(succeeds(launch_score_chunks(run.args(), stream_)));
+    run.scores(stream_);
     run.expect_equals_oracle();
     if (HasFailure()) return;
   }
@@ -471,10 +467,7 @@ TEST_F(ScoreChunks, AllLayersInOneLaunchAgreeWithEachAloneToTheBit) {
   for (const bool has_null : {false, true}) {
     shape.has_null = has_null;
     ScoreRun<__half> run(shape, {300, 70}, {0, 1, 0}, seed());
-    run.upload();
-    run.poison();
-    ASSERT_TRUE(succeeds(launch_score_chunks(run.args(), stream_)));
-    const std::vector<float> together = run.download();
+    const std::vector<float> together = run.scores(stream_);
     run.poison();
     for (std::size_t layer = 0; layer < 5; ++layer) {
       ASSERT_TRUE(succeeds(launch_score_chunks(run.layer_part(layer), stream_)));
@@ -496,14 +489,8 @@ void expect_same_as_f32_keys(const Shape& shape, std::uint64_t seed, cudaStream_
   const std::vector<std::int32_t> seqs = mixed_seqs();
   ScoreRun<float> exact(shape, {161, 97}, seqs, seed);
   ScoreRun<Key> run(shape, {161, 97}, seqs, seed);
-  exact.upload();
-  run.upload();
-  exact.poison();
-  run.poison();
-  ASSERT_TRUE(succeeds(launch_score_chunks(exact.args(), stream)));
-  ASSERT_TRUE(succeeds(launch_score_chunks(run.args(), stream)));
-  const std::vector<float> expected = exact.download();
-  const std::vector<float> scores = run.download();
+  const std::vector<float> expected = exact.scores(stream);
+  const std::vector<float> scores = run.scores(stream);
   for (std::size_t i = 0; i < seqs.size(); ++i) {
     const std::vector<float> a = exact.row(expected, 0, i);
     const std::vector<float> b = run.row(scores, 0, i);
@@ -556,16 +543,10 @@ TEST_F(ScoreChunks, AFaultyQueryDoesNotReachTheTriggersBesideIt) {
   shape.key_dim = 64;
   shape.has_absent = false;
   ScoreRun<__half> run(shape, {161}, std::vector<std::int32_t>(16, 0), seed());
-  run.upload();
-  run.poison();
-  ASSERT_TRUE(succeeds(launch_score_chunks(run.args(), stream_)));
-  const std::vector<float> sound = run.download();
+  const std::vector<float> sound = run.scores(stream_);
   run.queries()[5 * 3 * 64 + 70] = std::numeric_limits<float>::quiet_NaN();
   run.queries()[10 * 3 * 64 + 1] = std::numeric_limits<float>::infinity();
-  run.upload();
-  run.poison();
-  ASSERT_TRUE(succeeds(launch_score_chunks(run.args(), stream_)));
-  const std::vector<float> faulty = run.download();
+  const std::vector<float> faulty = run.scores(stream_);
   for (std::size_t i = 0; i < 16; ++i) {
     const std::vector<float> row = run.row(faulty, 0, i);
     if (i == 5 || i == 10) {
@@ -580,10 +561,7 @@ TEST_F(ScoreChunks, NullLogitsMayStandInWiderRows) {
   Shape shape;
   shape.has_null = true;
   ScoreRun<__nv_bfloat16> run(shape, {90, 40}, {0, 1, 0, 0}, seed());
-  run.upload();
-  run.poison();
-  ASSERT_TRUE(succeeds(launch_score_chunks(run.args(), stream_)));
-  const std::vector<float> dense = run.download();
+  const std::vector<float> dense = run.scores(stream_);
   run.poison();
   std::vector<float> wide(8 * 7, 1e30F);  // 2 layers of 4 triggers with 4 heads
   for (std::size_t row = 0; row < 8; ++row) {

@@ -6,12 +6,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <type_traits>
 #include <utility>
 
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/core/thread_pool.hpp"
+#include "chunkllm/cuda/device_rope.hpp"
 #include "chunkllm/cuda/device_weights.hpp"
 #include "chunkllm/cuda/gemm.hpp"
 #include "chunkllm/kernels/embed_tokens.cuh"
@@ -35,9 +37,9 @@ struct DeviceRun {
 ///
 /// The same network as `DecoderBackbone`: RMSNorm, biases, SiLU-gated MLP, tied or untied head.
 /// Attention, and with it q/k norm and RoPE (`rope_store_args`), is the caller's. The residual
-/// stream is f32, what is multiplied is T. Const and without hidden state: sessions share one
-/// object, each with its own `DeviceRun`. All methods only enqueue; they allocate nothing and can
-/// be captured in a graph.
+/// stream is f32, what is multiplied is T. Const: sessions share one object, each with its own
+/// `DeviceRun`. All methods but `rope_table` only enqueue; they allocate nothing and can be
+/// captured in a graph.
 ///
 /// Up to `kMaxVectorRows` rows run through the decode kernels, where a row's bits do not depend on
 /// the rows beside it, and where a kernel reads its first weights while the one in front ends (see
@@ -52,8 +54,13 @@ class DeviceBackbone {
   /// memory, and cuBLAS's larger tiles are ahead.
   static constexpr std::int32_t kMaxVectorRows = kernels::MatrixVectorShape::kMaxRows;
 
+  /// Whether the products know a model's sizes: to be asked before its weights are loaded.
+  ///
   /// Errors: kUnsupported for sizes that are no multiples of 8 (hidden, inner, heads) and for a
-  ///         head_dim above 256.
+  ///         head_dim above 256. Attention is the caller's: see `DecodeStep::check_shapes`.
+  static Status check_shapes(const BackboneConfig& config);
+
+  /// Errors: as of `check_shapes`.
   static Result<DeviceBackbone> create(DeviceWeights<T> weights);
 
   /// Loads the weights. Errors: as of `DeviceWeights::load` and `create`.
@@ -77,6 +84,13 @@ class DeviceBackbone {
   /// Scratch memory for calls of up to `max_rows` rows.
   [[nodiscard]] std::size_t scratch_bytes(std::int32_t max_rows) const {
     return Scratch(*this, nullptr, max_rows).bytes;
+  }
+
+  /// Rotations by at least `count` positions, shared by all who ask: the table is made when longer
+  /// ones than before are wanted. Errors: kResourceExhausted.
+  [[nodiscard]] Result<std::shared_ptr<const DeviceRopeTable>> rope_table(
+      std::int32_t count, cudaStream_t stream) const {
+    return rope_->at_least(config(), count, stream);
   }
 
   /// hidden[r] = embedding of tokens[r].
@@ -139,7 +153,6 @@ class DeviceBackbone {
 
   explicit DeviceBackbone(DeviceWeights<T> weights) : weights_(std::move(weights)) {}
 
-  static Status check_shapes(const BackboneConfig& config);
   Status check_run(const DeviceRun& run, std::int32_t num_rows, std::int64_t layer) const;
   [[nodiscard]] const DeviceLayerWeights<T>& layer_weights(std::int64_t layer) const {
     return weights_.layers[static_cast<std::size_t>(layer)];
@@ -164,6 +177,7 @@ class DeviceBackbone {
   static kernels::MatrixVectorArgs<T> few_rows_args(const Matrix& matrix, std::int32_t num_rows);
 
   DeviceWeights<T> weights_;
+  std::unique_ptr<SharedRopeTable> rope_ = std::make_unique<SharedRopeTable>();
 };
 
 template <typename T>
@@ -288,7 +302,7 @@ inline Status DeviceBackbone<T>::add_product(const DeviceRun& run, const Matrix&
   }
   if (matrix.bias.size() > 0) {
     CHUNKLLM_RETURN_IF_ERROR(kernels::launch_fill_rows<float>(
-        {matrix.bias.data(), hidden, num_rows, static_cast<std::int32_t>(matrix.rows),
+        {matrix.bias.data(), hidden, matrix.rows, num_rows, static_cast<std::int32_t>(matrix.rows),
          /*accumulate=*/true},
         run.stream));
   }
@@ -331,8 +345,8 @@ inline Status DeviceBackbone<T>::project_qkv(const DeviceRun& run, std::int64_t 
     // cuBLAS adds to it in f32 and rounds once; the bias itself is rounded to T, which published
     // weights are already.
     CHUNKLLM_RETURN_IF_ERROR(kernels::launch_fill_rows<T>(
-        {weights.qkv.bias.data(), qkv, num_rows, static_cast<std::int32_t>(weights.qkv.rows),
-         /*accumulate=*/false},
+        {weights.qkv.bias.data(), qkv, weights.qkv.rows, num_rows,
+         static_cast<std::int32_t>(weights.qkv.rows), /*accumulate=*/false},
         run.stream));
   }
   return many_rows(run, weights.qkv, normed, num_rows, qkv, /*accumulates=*/has_bias);

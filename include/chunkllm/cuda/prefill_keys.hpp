@@ -11,7 +11,7 @@
 #include "chunkllm/cuda/device_scorer.hpp"
 #include "chunkllm/cuda/gemm.hpp"
 #include "chunkllm/cuda/stream.hpp"
-#include "chunkllm/kernels/batch_state.cuh"
+#include "chunkllm/kernels/embed_tokens.cuh"
 #include "chunkllm/kernels/pool_chunks.cuh"
 #include "chunkllm/model/backbone_config.hpp"
 
@@ -62,6 +62,10 @@ class PrefillKeys {
     return Result<PrefillKeys>(std::move(keys));
   }
 
+  /// Device memory of queries, open keys and rows.
+  [[nodiscard]] std::size_t bytes() const {
+    return queries_.bytes() + open_keys_.bytes() + query_rows_.bytes() + pooled_rows_.bytes();
+  }
   /// [num_queries, query_size] of the last call.
   [[nodiscard]] const float* queries() const { return queries_.data(); }
   /// [num_queries, key_size] of the last call; null where the scorer needs none.
@@ -128,9 +132,10 @@ class PrefillKeys {
     // The biases first, the product on top of them.
     float* nulls = queries_.data() + scorer_->query_features();
     const std::int64_t heads = scorer_->shape().num_heads;
-    CHUNKLLM_RETURN_IF_ERROR(kernels::launch_fill_strided_rows(
-        scorer_->maybe_null_bias(rows.layer), static_cast<std::int32_t>(heads), nulls, query_size,
-        rows.num_queries, stream));
+    CHUNKLLM_RETURN_IF_ERROR(kernels::launch_fill_rows<float>(
+        {scorer_->maybe_null_bias(rows.layer), nulls, query_size, rows.num_queries,
+         static_cast<std::int32_t>(heads), /*accumulate=*/false},
+        stream));
     return product(query_rows_.data(), rows.num_queries, scorer_->maybe_null_weight(rows.layer),
                    heads, nulls, query_size, /*accumulates=*/true);
   }

@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <string>
 #include <utility>
 
 #include "chunkllm/core/status.hpp"
@@ -73,10 +74,6 @@ class Event {
   [[nodiscard]] Status synchronize() const {
     return cuda_status(cudaEventSynchronize(event_), "cudaEventSynchronize");
   }
-  /// Work enqueued on `stream` from now on waits for this event.
-  [[nodiscard]] Status make_wait(cudaStream_t stream) const {
-    return cuda_status(cudaStreamWaitEvent(stream, event_, 0), "cudaStreamWaitEvent");
-  }
 
  private:
   cudaEvent_t event_ = nullptr;
@@ -89,9 +86,15 @@ class Event {
 class CublasHandle {
  public:
   CublasHandle() = default;
+  /// Errors: kResourceExhausted without device memory for cuBLAS itself or for the workspace.
   static Result<CublasHandle> create(cudaStream_t stream) {
     CublasHandle handle;
-    CHUNKLLM_RETURN_IF_ERROR(cublas_status(cublasCreate(&handle.handle_), "cublasCreate"));
+    const cublasStatus_t created = cublasCreate(&handle.handle_);
+    if (created == CUBLAS_STATUS_NOT_INITIALIZED) {  // so it says where memory runs out
+      return resource_exhausted("cublasCreate: " + std::string(cublasGetStatusName(created)) +
+                                ", the device has no memory left for cuBLAS");
+    }
+    CHUNKLLM_RETURN_IF_ERROR(cublas_status(created, "cublasCreate"));
     // Partial sums of a product split along k stay f32.
     const auto mode = static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH |
                                                 CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION);
@@ -113,6 +116,7 @@ class CublasHandle {
   }
 
   [[nodiscard]] cublasHandle_t get() const { return handle_; }
+  [[nodiscard]] std::size_t workspace_bytes() const { return workspace_.bytes(); }
   /// Moves the handle to `stream`. Setting a stream takes the workspace away, so it is set again.
   [[nodiscard]] Status bind(cudaStream_t stream) {
     CHUNKLLM_RETURN_IF_ERROR(cublas_status(cublasSetStream(handle_, stream), "cublasSetStream"));

@@ -8,6 +8,7 @@
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
 #include "chunkllm/cuda/views.hpp"
+#include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/detect_boundaries.cuh"
 #include "chunkllm/kernels/primitives.cuh"
 
@@ -119,29 +120,6 @@ inline Status launch_spread_sets(const cuda::DeviceAttendedSets& sets, const std
   const dim3 grid(static_cast<unsigned>(num_layers - 1), static_cast<unsigned>(num_seqs));
   spread_sets_kernel<kThreads><<<grid, kThreads, 0, stream>>>(sets, triggers, num_seqs);
   return cuda::launch_status("spread_sets_kernel");
-}
-
-template <int kThreads>
-__global__ void __launch_bounds__(kThreads)
-    fill_strided_rows_kernel(const float* values, std::int32_t size, float* rows,
-                             std::int64_t row_stride) {
-  float* row = rows + blockIdx.x * row_stride;
-  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < size; i += kThreads) {
-    row[i] = values[i];
-  }
-}
-
-/// Writes the same values into each row: biases, in front of a product that adds to them.
-///
-/// \param values  [size]   \param rows  [num_rows, size], row_stride elements apart
-inline Status launch_fill_strided_rows(const float* values, std::int32_t size, float* rows,
-                                       std::int64_t row_stride, std::int32_t num_rows,
-                                       cudaStream_t stream) {
-  if (num_rows <= 0 || size <= 0) return {};
-  fill_strided_rows_kernel<kBatchThreads>
-      <<<static_cast<unsigned>(num_rows), kBatchThreads, 0, stream>>>(values, size, rows,
-                                                                      row_stride);
-  return cuda::launch_status("fill_strided_rows_kernel");
 }
 
 template <int kThreads>

@@ -16,9 +16,12 @@
 #include "chunkllm/chunk/positions.hpp"
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
+#include "chunkllm/cuda/device_attribute.hpp"
 #include "chunkllm/cuda/views.hpp"
+#include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/decode_attention_kernel.cuh"
 #include "chunkllm/kernels/decode_attention_merge.cuh"
+#include "chunkllm/kernels/dependent_launch.cuh"
 #include "chunkllm/kernels/primitives.cuh"
 
 namespace chunkllm::kernels {
@@ -106,15 +109,6 @@ struct TuningFor<512, kColumnTiles> {
   using Type = Tuning<4, 3, 1>;
 };
 
-inline Result<std::int32_t> device_attribute(cudaDeviceAttr attribute) {
-  int device = 0;
-  int value = 0;
-  CHUNKLLM_RETURN_IF_ERROR(cuda::cuda_status(cudaGetDevice(&device), "cudaGetDevice"));
-  CHUNKLLM_RETURN_IF_ERROR(cuda::cuda_status(cudaDeviceGetAttribute(&value, attribute, device),
-                                             "cudaDeviceGetAttribute"));
-  return value;
-}
-
 /// Floats of all partial results at most.
 inline std::size_t partial_floats(std::int32_t num_sms, std::int32_t num_heads,
                                   std::int32_t head_dim) {
@@ -132,8 +126,7 @@ inline std::size_t partial_floats(std::int32_t num_sms, std::int32_t num_heads,
 inline std::size_t chunk_decode_attention_workspace_bytes(std::int32_t num_seqs,
                                                           std::int32_t num_heads,
                                                           std::int32_t head_dim) {
-  const Result<std::int32_t> num_sms =
-      decode_attention::device_attribute(cudaDevAttrMultiProcessorCount);
+  const Result<std::int32_t> num_sms = cuda::device_attribute(cudaDevAttrMultiProcessorCount);
   if (!num_sms.ok() || num_seqs <= 0 || num_heads <= 0 || head_dim <= 0) return 0;
   return decode_attention::partial_floats(num_sms.value(), num_heads, head_dim) * sizeof(float) +
          static_cast<std::size_t>(num_seqs) * static_cast<std::size_t>(num_heads) *
@@ -153,10 +146,6 @@ inline Status init_decode_attention_workspace(void* workspace, std::size_t bytes
 }
 
 namespace decode_attention {
-
-inline bool is_aligned(const void* pointer) {
-  return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
-}
 
 template <typename T, typename Kv>
 bool turns_keys(const DecodeAttentionArgs<T, Kv>& args) {
@@ -229,11 +218,11 @@ Status launch_as(const DecodeAttentionArgs<T, Kv>& args, cudaStream_t stream) {
   using Block = BlockLayout<T, Kv, kHeadDim, kColumnTiles, kTurned, Cut>;
   static_assert(2 * Cut::kBlocksPerSm <= kMaxBlocksPerSm);
   CHUNKLLM_ASSIGN_OR_RETURN(const std::int32_t num_sms,
-                            device_attribute(cudaDevAttrMultiProcessorCount));
+                            cuda::device_attribute(cudaDevAttrMultiProcessorCount));
   CHUNKLLM_ASSIGN_OR_RETURN(const std::int32_t sm_bytes,
-                            device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor));
+                            cuda::device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor));
   CHUNKLLM_ASSIGN_OR_RETURN(const std::int32_t block_bytes,
-                            device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+                            cuda::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
   constexpr std::int32_t kStatic = 128;    // shared memory of the kernel that is not dynamic
   constexpr std::int32_t kRuntime = 1024;  // that the runtime keeps of each block's for itself
   const auto resident_of = [&](std::int32_t warps) {
@@ -291,26 +280,12 @@ Status launch_as(const DecodeAttentionArgs<T, Kv>& args, cudaStream_t stream) {
       cuda::cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                              Block::shared_bytes(num_warps)),
                         "chunk_decode_attention_kernel: shared memory"));
-  if (args.overlap != Overlap::kNone) {
-    // The instruction that waits is in the kernel only where it was compiled for such a device.
-    cudaFuncAttributes attributes = {};
-    CHUNKLLM_RETURN_IF_ERROR(cuda::cuda_status(cudaFuncGetAttributes(&attributes, kernel),
-                                               "chunk_decode_attention_kernel: attributes"));
-    const bool waits = attributes.ptxVersion >= 90 && attributes.binaryVersion >= 90;
-    params.overlap = waits ? args.overlap : Overlap::kNone;
-  }
-  cudaLaunchAttribute overlaps = {};
-  overlaps.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlaps.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(num_sms * blocks_per_sm));
-  config.blockDim = dim3(static_cast<unsigned>(num_warps * kWarpSize));
-  config.dynamicSmemBytes = static_cast<std::size_t>(Block::shared_bytes(num_warps));
-  config.stream = stream;
-  config.attrs = &overlaps;
-  config.numAttrs = params.overlap == Overlap::kNone ? 0 : 1;
-  static_cast<void>(cudaLaunchKernelEx(&config, kernel, params));  // the status has its error
-  return cuda::launch_status("chunk_decode_attention_kernel");
+  params.overlap = can_overlap(kernel) ? args.overlap : Overlap::kNone;
+  const LaunchShape shape{dim3(static_cast<unsigned>(num_sms * blocks_per_sm)),
+                          static_cast<unsigned>(num_warps * kWarpSize),
+                          static_cast<std::size_t>(Block::shared_bytes(num_warps))};
+  return launch_kernel("chunk_decode_attention_kernel", kernel, shape,
+                       params.overlap != Overlap::kNone, stream, params);
 }
 
 template <int kHeadDim, int kColumnTiles, typename T, typename Kv>

@@ -7,6 +7,7 @@
 
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
+#include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/chunk_keys_kernels.cuh"
 
 namespace chunkllm::kernels {

@@ -10,6 +10,7 @@
 
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
+#include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/chunk_mass_kernels.cuh"
 #include "chunkllm/kernels/primitives.cuh"
 
@@ -24,14 +25,11 @@ bool wants_pooled_mass(const ChunkMassArgs<T>& args) {
 
 template <typename T>
 Status check_chunk_mass_layout(const ChunkMassArgs<T>& args) {
-  const auto is_multiple = [](const void* pointer, std::uintptr_t bytes) {
-    return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;
-  };
-  if (!is_multiple(args.q, 4) || args.q_row_stride % 2 != 0 || args.q_head_stride % 2 != 0) {
+  if (!is_aligned(args.q, 4) || args.q_row_stride % 2 != 0 || args.q_head_stride % 2 != 0) {
     return invalid_argument("chunk_mass: q must start at a multiple of 4 bytes, its strides even");
   }
   const cuda::DeviceKvView<const T>& kv = args.kv;
-  if (!is_multiple(kv.keys, 16) || kv.seq_stride % 8 != 0 || kv.token_stride % 8 != 0 ||
+  if (!is_aligned(kv.keys) || kv.seq_stride % 8 != 0 || kv.token_stride % 8 != 0 ||
       kv.head_stride % 8 != 0 || kv.page_stride % 8 != 0) {
     return invalid_argument(
         "chunk_mass: keys must start at a multiple of 16 bytes, their strides be multiples of 8");
@@ -156,7 +154,7 @@ Status launch_chunk_mass(const ChunkMassArgs<T>& args, cudaStream_t stream) {
   }
   const std::size_t needed = chunk_mass_workspace_bytes(args);
   if (needed > 0 && (args.workspace == nullptr || args.workspace_bytes < needed ||
-                     reinterpret_cast<std::uintptr_t>(args.workspace) % sizeof(float) != 0)) {
+                     !is_aligned(args.workspace, sizeof(float)))) {
     return invalid_argument("chunk_mass: workspace of " + std::to_string(args.workspace_bytes) +
                             " bytes, expected " + std::to_string(needed) +
                             " at a multiple of 4 bytes");

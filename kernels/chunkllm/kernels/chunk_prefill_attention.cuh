@@ -8,6 +8,7 @@
 
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
+#include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/prefill_attention_common.cuh"
 #include "chunkllm/kernels/prefill_attention_mma.cuh"
 #include "chunkllm/kernels/prefill_attention_wgmma.cuh"
@@ -23,9 +24,6 @@ enum class PrefillPath : std::uint8_t {
 
 namespace prefill {
 
-inline bool is_aligned(const void* pointer) {
-  return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
-}
 inline bool is_row_stride(std::int64_t stride) {
   return stride >= 0 && stride % kPieceValues == 0;
 }

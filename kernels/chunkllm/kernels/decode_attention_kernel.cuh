@@ -9,6 +9,7 @@
 #include "chunkllm/kernels/decode_attention_merge.cuh"
 #include "chunkllm/kernels/decode_attention_plan.cuh"
 #include "chunkllm/kernels/decode_attention_tile.cuh"
+#include "chunkllm/kernels/dependent_launch.cuh"
 #include "chunkllm/kernels/primitives.cuh"
 
 namespace chunkllm::kernels::decode_attention {
@@ -19,24 +20,6 @@ enum class Overlap : std::uint8_t {
   kLaunch,  ///< takes its place early, and reads nothing before
   kPast,    ///< reads everything but queries and newest tokens before
 };
-
-/// Blocks until the kernels in front of this one are complete and what they wrote can be read;
-/// returns at once where the launch does not overlap. Every block must pass here, or a later launch
-/// would take this one to be complete before its predecessors.
-__device__ inline void wait_for_previous() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-/// Lets a next kernel that overlaps take what room there is.
-__device__ inline void release_next() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ inline void prefetch_l2(const void* address) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
-}
 
 inline constexpr std::int64_t kLineBytes = 128;  // of the L2 cache
 
@@ -115,11 +98,11 @@ __global__ void __launch_bounds__(Cut::kNumWarps* kWarpSize, Cut::kBlocksPerSm)
   using Record = PartialRecord<kHeadDim>;
   constexpr int kStages = Cut::kNumStages;
 
-  release_next();
+  let_next_start();
   const std::int64_t line =
       (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kLineBytes;
   if (line < params.prefetched_bytes) {  // the lists come closer while lengths are on their way
-    prefetch_l2(reinterpret_cast<const char*>(params.sets.span_tokens) + line);
+    prefetch_to_l2(reinterpret_cast<const char*>(params.sets.span_tokens) + line);
   }
   if (params.overlap != Overlap::kPast) wait_for_previous();
 

@@ -41,7 +41,7 @@ __device__ inline void let_next_start() {
 #endif
 }
 
-/// Brings a line of constant memory closer, in front of the wait.
+/// Brings a line of memory closer; it is not read, so that this may stand in front of the wait.
 __device__ inline void prefetch_to_l2(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
@@ -58,12 +58,36 @@ struct LaunchShape {
 template <typename... Parameters>
 inline bool can_overlap(void (*kernel)(Parameters...)) {
   cudaFuncAttributes attributes = {};
-  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) return false;  // the launch tells
+  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());  // the launch tells
+    return false;
+  }
   return attributes.ptxVersion >= 90 && attributes.binaryVersion >= 90;
 }
 
+/// Launches a kernel.
+///
+/// \param overlaps  begins before the kernel in front has ended: only where all threads of `kernel`
+///                  come to a `wait_for_previous` and it `can_overlap`. Captured in a graph, this
+///                  becomes a programmatic edge
+template <typename Argument>
+inline Status launch_kernel(std::string_view name, void (*kernel)(Argument),
+                            const LaunchShape& shape, bool overlaps, cudaStream_t stream,
+                            const Argument& argument) {
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = overlaps ? 1 : 0;
+  return cuda::cuda_status(cudaLaunchKernelEx(&config, kernel, argument), name);
+}
+
 /// Launches a kernel that keeps the rule above, overlapping the one in front where the device can.
-/// Captured in a graph, the overlap becomes a programmatic edge.
 ///
 /// Asks for as much shared memory a multiprocessor as there is: one is split between L1 and shared
 /// memory as its first kernel wants, and a second kernel that needs more would have to wait for it.
@@ -75,18 +99,7 @@ inline Status launch_dependent(std::string_view name, void (*kernel)(Argument),
       cuda::cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                              cudaSharedmemCarveoutMaxShared),
                         name));
-  cudaLaunchAttribute overlap = {};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = shape.grid;
-  config.blockDim = dim3(shape.threads);
-  config.dynamicSmemBytes = shape.shared_bytes;
-  config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = can_overlap(kernel) ? 1 : 0;
-  static_cast<void>(cudaLaunchKernelEx(&config, kernel, argument));  // the status has its error
-  return cuda::launch_status(name);
+  return launch_kernel(name, kernel, shape, can_overlap(kernel), stream, argument);
 }
 
 }  // namespace chunkllm::kernels

@@ -8,9 +8,9 @@
 
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
+#include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/dependent_launch.cuh"
 #include "chunkllm/kernels/primitives.cuh"
-#include "chunkllm/kernels/rms_norm.cuh"
 
 namespace chunkllm::kernels {
 
@@ -32,7 +32,8 @@ struct EmbedTokensArgs {
 template <typename T>
 struct FillRowsArgs {
   const float* values = nullptr;  ///< [size]
-  T* out = nullptr;               ///< [num_rows, size], dense; T also float
+  T* out = nullptr;               ///< [num_rows, size], `out_stride` apart; T also float
+  std::int64_t out_stride = 0;
   std::int32_t num_rows = 0;
   std::int32_t size = 0;
   bool accumulate = false;  ///< add to what stands in `out`
@@ -61,7 +62,7 @@ __global__ void __launch_bounds__(kEmbedThreads)
 
 template <typename T>
 __global__ void __launch_bounds__(kEmbedThreads) fill_rows_kernel(const FillRowsArgs<T> args) {
-  T* row = args.out + static_cast<std::int64_t>(blockIdx.x) * args.size;
+  T* row = args.out + static_cast<std::int64_t>(blockIdx.x) * args.out_stride;
   for (int i = static_cast<int>(threadIdx.x); i < args.size; i += kEmbedThreads) {
     if constexpr (sizeof(T) == sizeof(float)) {
       row[i] = args.accumulate ? row[i] + args.values[i] : args.values[i];
@@ -91,7 +92,7 @@ inline Status launch_embed_tokens(const EmbedTokensArgs<T>& args, cudaStream_t s
   if (args.embedding == nullptr || args.tokens == nullptr || args.hidden == nullptr) {
     return invalid_argument("embed_tokens: embedding, tokens and hidden must not be null");
   }
-  if (!rows_aligned(args.embedding, 0, 16) || !rows_aligned(args.hidden, args.hidden_stride, 16)) {
+  if (!rows_are_aligned(args.embedding) || !rows_are_aligned(args.hidden, args.hidden_stride)) {
     return invalid_argument("embed_tokens: rows must start at multiples of 16 bytes");
   }
   return launch_dependent("embed_tokens_kernel", embed_tokens_kernel<T>,
@@ -102,14 +103,17 @@ inline Status launch_embed_tokens(const EmbedTokensArgs<T>& args, cudaStream_t s
 /// its output.
 ///
 /// Numerics: one f32 addition where `accumulate`, one rounding to T.
-/// Errors:   kInvalidArgument for null pointers and sizes below 1.
+/// Errors:   kInvalidArgument for null pointers, sizes below 1 and rows that overlap.
 template <typename T>
 inline Status launch_fill_rows(const FillRowsArgs<T>& args, cudaStream_t stream) {
   if (args.num_rows == 0) return {};
-  if (args.num_rows < 0 || args.size <= 0 || args.values == nullptr || args.out == nullptr) {
+  if (args.num_rows < 0 || args.size <= 0 || args.out_stride < args.size ||
+      args.values == nullptr || args.out == nullptr) {
     return invalid_argument("fill_rows: " + std::to_string(args.num_rows) + " rows of " +
-                            std::to_string(args.size) +
-                            " values, expected at least one value and no null pointer");
+                            std::to_string(args.size) + " values, " +
+                            std::to_string(args.out_stride) +
+                            " apart, expected at least one value, no less than that from row to "
+                            "row and no null pointer");
   }
   fill_rows_kernel<T><<<static_cast<unsigned>(args.num_rows), kEmbedThreads, 0, stream>>>(args);
   return cuda::launch_status("fill_rows_kernel");

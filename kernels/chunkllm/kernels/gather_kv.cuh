@@ -8,13 +8,14 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <string>
 #include <type_traits>
 
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
+#include "chunkllm/cuda/device_attribute.hpp"
 #include "chunkllm/cuda/views.hpp"
+#include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/primitives.cuh"
 
 namespace chunkllm::kernels {
@@ -153,10 +154,6 @@ __global__ void __launch_bounds__(kThreads, (kBlocksPerSm<Kv, Out>))
   }
 }
 
-inline bool is_aligned(const void* pointer) {
-  return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
-}
-
 template <typename Kv, typename Out>
 Status validate(const GatherKvArgs<Kv, Out>& args) {
   constexpr auto kPerVector = static_cast<std::int32_t>(16 / sizeof(Kv));
@@ -228,12 +225,8 @@ Status launch_gather_kv(const GatherKvArgs<Kv, Out>& args, cudaStream_t stream) 
                  (std::is_same_v<Out, __half> || std::is_same_v<Out, __nv_bfloat16>)));
   CHUNKLLM_RETURN_IF_ERROR(gather::validate(args));
   if (args.num_seqs == 0) return {};
-  int device = 0;
-  int num_sms = 0;
-  CHUNKLLM_RETURN_IF_ERROR(cuda::cuda_status(cudaGetDevice(&device), "cudaGetDevice"));
-  CHUNKLLM_RETURN_IF_ERROR(
-      cuda::cuda_status(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device),
-                        "cudaDeviceGetAttribute"));
+  CHUNKLLM_ASSIGN_OR_RETURN(const int num_sms,
+                            cuda::device_attribute(cudaDevAttrMultiProcessorCount));
 
   gather::Params<Kv, Out> params;
   params.args = args;

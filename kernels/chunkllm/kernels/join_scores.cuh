@@ -12,6 +12,7 @@
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
 #include "chunkllm/cuda/views.hpp"
+#include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/candidate_range.cuh"
 #include "chunkllm/kernels/chunk_order.cuh"
 #include "chunkllm/kernels/primitives.cuh"
@@ -168,7 +169,7 @@ inline Status launch_join_scores(JoinScoresArgs args, cudaStream_t stream) {
     const std::size_t bytes =
         join_scores_workspace_bytes(args.selection, args.num_layers, args.triggers.count);
     if (args.workspace == nullptr || args.workspace_bytes < bytes ||
-        reinterpret_cast<std::uintptr_t>(args.workspace) % alignof(ChunkCut) != 0) {
+        !is_aligned(args.workspace, alignof(ChunkCut))) {
       return invalid_argument("join_scores: a workspace of " +
                               std::to_string(args.workspace_bytes) + " bytes, expected " +
                               std::to_string(bytes) + " at a multiple of 16");

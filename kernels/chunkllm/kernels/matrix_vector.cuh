@@ -10,6 +10,8 @@
 
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
+#include "chunkllm/cuda/device_attribute.hpp"
+#include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/dependent_launch.cuh"
 #include "chunkllm/kernels/matrix_vector_parts.cuh"
 #include "chunkllm/kernels/primitives.cuh"
@@ -279,16 +281,6 @@ struct MatrixVectorDevice {
   int num_multiprocessors = 0;
   int shared_bytes = 0;  ///< of a block, at most
 };
-inline Status read_device(MatrixVectorDevice& device) {
-  int id = 0;
-  CHUNKLLM_RETURN_IF_ERROR(cuda::cuda_status(cudaGetDevice(&id), "matrix_vector: device"));
-  CHUNKLLM_RETURN_IF_ERROR(cuda::cuda_status(
-      cudaDeviceGetAttribute(&device.num_multiprocessors, cudaDevAttrMultiProcessorCount, id),
-      "matrix_vector: device"));
-  return cuda::cuda_status(
-      cudaDeviceGetAttribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, id),
-      "matrix_vector: device");
-}
 
 template <typename T>
 inline int num_matrix_vector_tiles(const MatrixVectorArgs<T>& args, int row_tiles) {
@@ -385,14 +377,17 @@ inline Status launch_matrix_vector(const MatrixVectorArgs<T>& args, cudaStream_t
     return invalid_argument(
         "matrix_vector: weight, input (x, or hidden with norm_weight) and output must not be null");
   }
-  if (!rows_aligned(args.weight, args.k, 16) || !rows_aligned(args.x, args.x_stride, 16) ||
-      !rows_aligned(args.hidden, args.hidden_stride, 16) ||
-      !rows_aligned(args.norm_weight, 0, 16) || !rows_aligned(args.maybe_normed, 0, 16)) {
+  if (!rows_are_aligned(args.weight, args.k) || !rows_are_aligned(args.x, args.x_stride) ||
+      !rows_are_aligned(args.hidden, args.hidden_stride) || !rows_are_aligned(args.norm_weight) ||
+      !rows_are_aligned(args.maybe_normed)) {
     return invalid_argument(
         "matrix_vector: rows of the weight and the input must start at multiples of 16 bytes");
   }
   MatrixVectorDevice device;
-  CHUNKLLM_RETURN_IF_ERROR(read_device(device));
+  CHUNKLLM_ASSIGN_OR_RETURN(device.num_multiprocessors,
+                            cuda::device_attribute(cudaDevAttrMultiProcessorCount));
+  CHUNKLLM_ASSIGN_OR_RETURN(device.shared_bytes,
+                            cuda::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
   if (norm) return launch_matrix_vector_as<T, 1, 1, VectorInput::kNormed>(args, device, stream);
   if (args.num_rows <= MatrixVectorShape::kMaxUnsharedRows) {
     return launch_matrix_vector_as<T, 1, 1, VectorInput::kGlobal>(args, device, stream);

@@ -9,6 +9,7 @@
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
 #include "chunkllm/cuda/views.hpp"
+#include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/candidate_range.cuh"
 #include "chunkllm/kernels/primitives.cuh"
 #include "chunkllm/kernels/row_vectors.cuh"

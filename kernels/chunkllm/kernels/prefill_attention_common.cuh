@@ -6,7 +6,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
+#include "chunkllm/core/status.hpp"
+#include "chunkllm/cuda/cuda_status.hpp"
 #include "chunkllm/cuda/views.hpp"
 #include "chunkllm/kernels/primitives.cuh"
 
@@ -99,6 +102,22 @@ __host__ __device__ std::int32_t num_slots(const PrefillAttentionArgs<T>& args) 
   const std::int32_t group = args.num_heads / args.num_kv_heads;
   if (static_cast<std::int64_t>(args.max_tile_rows) * group <= kRows) return args.num_tiles;
   return args.num_rows * group / kRows + args.num_tiles;
+}
+
+/// Launches num_kv_heads * num_slots blocks of `kernel`.
+///
+/// \tparam Shape  kRows, kThreads and kSharedBytes of a block
+template <typename Shape, typename T>
+Status launch_blocks(const std::string& name, void (*kernel)(PrefillAttentionArgs<T>),
+                     const PrefillAttentionArgs<T>& args, cudaStream_t stream) {
+  CHUNKLLM_RETURN_IF_ERROR(
+      cuda::cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             Shape::kSharedBytes),
+                        name + ": shared memory"));
+  const auto blocks = static_cast<unsigned>(num_slots<Shape::kRows>(args)) *
+                      static_cast<unsigned>(args.num_kv_heads);
+  kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, stream>>>(args);
+  return cuda::launch_status(name);
 }
 
 /// The work of this block of a grid of num_kv_heads * num_slots; false if there is none.

@@ -4,7 +4,6 @@
 #include <cstdint>
 
 #include "chunkllm/core/status.hpp"
-#include "chunkllm/cuda/cuda_status.hpp"
 #include "chunkllm/kernels/prefill_attention_common.cuh"
 #include "chunkllm/kernels/primitives.cuh"
 
@@ -224,16 +223,8 @@ namespace prefill {
 
 template <typename T, int kHeadDim>
 Status launch_mma(const PrefillAttentionArgs<T>& args, cudaStream_t stream) {
-  using Shape = MmaShape<kHeadDim>;
-  const auto kernel = prefill_attention_mma_kernel<T, kHeadDim>;
-  CHUNKLLM_RETURN_IF_ERROR(
-      cuda::cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             Shape::kSharedBytes),
-                        "prefill_attention_mma_kernel: shared memory"));
-  const auto blocks = static_cast<unsigned>(num_slots<Shape::kRows>(args)) *
-                      static_cast<unsigned>(args.num_kv_heads);
-  kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, stream>>>(args);
-  return cuda::launch_status("prefill_attention_mma_kernel");
+  return launch_blocks<MmaShape<kHeadDim>>("prefill_attention_mma_kernel",
+                                           prefill_attention_mma_kernel<T, kHeadDim>, args, stream);
 }
 
 }  // namespace prefill

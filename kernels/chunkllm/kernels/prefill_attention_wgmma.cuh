@@ -5,6 +5,7 @@
 
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
+#include "chunkllm/cuda/device_attribute.hpp"
 #include "chunkllm/kernels/prefill_attention_common.cuh"
 #include "chunkllm/kernels/primitives.cuh"
 #include "chunkllm/kernels/wgmma.cuh"
@@ -382,32 +383,18 @@ template <typename T>
 Status wgmma_is_possible(const PrefillAttentionArgs<T>& args, bool& possible) {
   possible = false;
   if (args.head_dim != 64 && args.head_dim != 128) return {};
-  int device = 0;
-  int major = 0;
-  int minor = 0;
-  CHUNKLLM_RETURN_IF_ERROR(cuda::cuda_status(cudaGetDevice(&device), "cudaGetDevice"));
-  CHUNKLLM_RETURN_IF_ERROR(
-      cuda::cuda_status(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-                        "cudaDeviceGetAttribute"));
-  CHUNKLLM_RETURN_IF_ERROR(
-      cuda::cuda_status(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
-                        "cudaDeviceGetAttribute"));
+  CHUNKLLM_ASSIGN_OR_RETURN(const int major,
+                            cuda::device_attribute(cudaDevAttrComputeCapabilityMajor));
+  CHUNKLLM_ASSIGN_OR_RETURN(const int minor,
+                            cuda::device_attribute(cudaDevAttrComputeCapabilityMinor));
   if (major != 9 || minor != 0) return {};
   return args.head_dim == 64 ? wgmma_is_built<T, 64>(possible) : wgmma_is_built<T, 128>(possible);
 }
 
 template <typename T, int kHeadDim>
 Status launch_wgmma(const PrefillAttentionArgs<T>& args, cudaStream_t stream) {
-  using Shape = WgmmaShape<kHeadDim>;
-  const auto kernel = prefill_attention_wgmma_kernel<T, kHeadDim>;
-  CHUNKLLM_RETURN_IF_ERROR(
-      cuda::cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             Shape::kSharedBytes),
-                        "prefill_attention_wgmma_kernel: shared memory"));
-  const auto blocks = static_cast<unsigned>(num_slots<Shape::kRows>(args)) *
-                      static_cast<unsigned>(args.num_kv_heads);
-  kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, stream>>>(args);
-  return cuda::launch_status("prefill_attention_wgmma_kernel");
+  return launch_blocks<WgmmaShape<kHeadDim>>(
+      "prefill_attention_wgmma_kernel", prefill_attention_wgmma_kernel<T, kHeadDim>, args, stream);
 }
 template <typename T>
 Status launch_wgmma(const PrefillAttentionArgs<T>& args, cudaStream_t stream) {

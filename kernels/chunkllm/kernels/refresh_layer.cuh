@@ -11,8 +11,11 @@
 
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
+#include "chunkllm/cuda/device_attribute.hpp"
+#include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/chunk_keys.cuh"
 #include "chunkllm/kernels/dependent_launch.cuh"
+#include "chunkllm/kernels/join_heads.cuh"
 #include "chunkllm/kernels/plan_attended_sets.cuh"
 #include "chunkllm/kernels/primitives.cuh"
 #include "chunkllm/kernels/score_chunks.cuh"
@@ -346,18 +349,13 @@ Status launch(const Work<Row, Key, Weight>& work, cudaStream_t stream) {
                 sizeof(kernels::detail::ScoreLogitsShared<kSteps>)});
   constexpr auto kernel = refresh_layer_kernel<Row, Key, Weight, kSteps, kWhole>;
   CHUNKLLM_RETURN_IF_ERROR(kernels::detail::allow_shared(kernel, kSharedBytes));
-  int device = 0;
-  int num_sms = 0;
+  CHUNKLLM_ASSIGN_OR_RETURN(const int num_sms,
+                            cuda::device_attribute(cudaDevAttrMultiProcessorCount));
   int blocks_per_sm = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device);
-  }
-  if (error == cudaSuccess) {
-    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, kWorkThreads,
-                                                          kSharedBytes);
-  }
-  if (error != cudaSuccess) return cuda::cuda_status(error, "refresh_layer: resident blocks");
+  CHUNKLLM_RETURN_IF_ERROR(
+      cuda::cuda_status(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel,
+                                                                      kWorkThreads, kSharedBytes),
+                        "refresh_layer: resident blocks"));
   // More blocks than there is work for only wait for each other; an SM each is little to ask.
   const std::int64_t pieces =
       static_cast<std::int64_t>(work.score.triggers.count) * work.layout.unit_groups *
@@ -378,8 +376,7 @@ Status launch(const Work<Row, Key, Weight>& work, cudaStream_t stream) {
   config.stream = stream;
   config.attrs = &cooperative;
   config.numAttrs = 1;
-  static_cast<void>(cudaLaunchKernelEx(&config, kernel, work));  // the status has its error
-  return cuda::launch_status("refresh_layer_kernel");
+  return cuda::cuda_status(cudaLaunchKernelEx(&config, kernel, work), "refresh_layer_kernel");
 }
 
 }  // namespace refresh
@@ -435,7 +432,7 @@ Status launch_refresh_layer(const RefreshLayerArgs<Row, Key, Weight>& args, cuda
         "one a sequence");
   }
   if (triggers.count == 0) return {};
-  if (args.state == nullptr || reinterpret_cast<std::uintptr_t>(args.state) % 4 != 0) {
+  if (args.state == nullptr || !is_aligned(args.state, 4)) {
     return invalid_argument("refresh_layer: expected a state of " +
                             std::to_string(kRefreshStateBytes) + " bytes at a multiple of 4");
   }

@@ -8,6 +8,7 @@
 
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
+#include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/dependent_launch.cuh"
 #include "chunkllm/kernels/primitives.cuh"
 
@@ -107,13 +108,6 @@ __global__ void __launch_bounds__(kNormThreads) rms_norm_kernel(const RmsNormArg
   }
 }
 
-/// Whether `pointer` is a multiple of `bytes` and so is every row behind it.
-template <typename T>
-inline bool rows_aligned(const T* pointer, std::int64_t stride, std::uint64_t bytes) {
-  return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0 &&
-         static_cast<std::uint64_t>(stride) * sizeof(T) % bytes == 0;
-}
-
 /// normed = weight * x / sqrt(mean(x^2) + eps) with x = residual (+ update, which stays added).
 ///
 /// Numerics: x and the sum of squares in f32 (a thread takes every 256th group of four, then the
@@ -135,9 +129,9 @@ inline Status launch_rms_norm(const RmsNormArgs<T>& args, cudaStream_t stream) {
   if (args.residual == nullptr || args.weight == nullptr || args.normed == nullptr) {
     return invalid_argument("rms_norm: residual, weight and normed must not be null");
   }
-  if (!rows_aligned(args.residual, args.residual_stride, 16) || !rows_aligned(args.weight, 0, 16) ||
-      !rows_aligned(args.normed, args.normed_stride, 8) ||
-      !rows_aligned(args.maybe_update, args.update_stride, 8)) {
+  if (!rows_are_aligned(args.residual, args.residual_stride) || !rows_are_aligned(args.weight) ||
+      !rows_are_aligned(args.normed, args.normed_stride, 8) ||
+      !rows_are_aligned(args.maybe_update, args.update_stride, 8)) {
     return invalid_argument(
         "rms_norm: rows of the residual and the weight must start at multiples of 16 bytes, those "
         "of normed and update at multiples of 8");

@@ -11,9 +11,9 @@
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
 #include "chunkllm/cuda/views.hpp"
+#include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/dependent_launch.cuh"
 #include "chunkllm/kernels/primitives.cuh"
-#include "chunkllm/kernels/rms_norm.cuh"
 
 namespace chunkllm::kernels {
 
@@ -227,9 +227,10 @@ inline Status launch_rope_store(const RopeStoreArgs<T, Kv>& args, cudaStream_t s
   }
   const std::int64_t any_stride =
       args.kv.token_stride | args.kv.head_stride | args.kv.seq_stride | args.kv.page_stride;
-  if (!rows_aligned(args.qkv, args.qkv_stride, 4) || !rows_aligned(args.queries, 0, 4) ||
-      !rows_aligned(args.maybe_cached_keys, 0, 4) || !rows_aligned(args.kv.keys, any_stride, 4) ||
-      !rows_aligned(args.kv.values, any_stride, 4)) {
+  if (!rows_are_aligned(args.qkv, args.qkv_stride, 4) || !rows_are_aligned(args.queries, 0, 4) ||
+      !rows_are_aligned(args.maybe_cached_keys, 0, 4) ||
+      !rows_are_aligned(args.kv.keys, any_stride, 4) ||
+      !rows_are_aligned(args.kv.values, any_stride, 4)) {
     return invalid_argument("rope_store: rows must start at multiples of 4 bytes");
   }
   const std::int64_t num_warps =

@@ -91,12 +91,4 @@ struct RowVector {
   }
 };
 
-/// Whether rows that begin at `pointer` and every `stride` elements behind it can be read 16 bytes
-/// at a time. A null pointer can.
-template <typename T>
-bool rows_are_aligned(const T* pointer, std::int64_t stride = 0) {
-  return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0 &&
-         stride * static_cast<std::int64_t>(sizeof(T)) % 16 == 0;
-}
-
 }  // namespace chunkllm::kernels

@@ -11,6 +11,9 @@
 
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
+#include "chunkllm/cuda/device_attribute.hpp"
+#include "chunkllm/kernels/alignment.cuh"
+#include "chunkllm/kernels/join_heads.cuh"
 #include "chunkllm/kernels/score_chunks_kernels.cuh"
 #include "chunkllm/kernels/score_logits_mma.cuh"
 #include "chunkllm/kernels/select_chunks.cuh"
@@ -95,10 +98,6 @@ Status launch_score_logits(const DeviceScoreArgs<Key>& args, const ScoreLayout& 
   }
 }
 
-inline bool is_aligned(const void* pointer) {
-  return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
-}
-
 }  // namespace detail
 
 /// Bytes that `launch_score_chunks` needs: the logits of all layers, triggers and heads.
@@ -154,18 +153,17 @@ Status prepare(DeviceScoreArgs<Key>& args) {
   if (args.queries == nullptr || args.keys == nullptr || args.scores == nullptr) {
     return invalid_argument("score_chunks: queries, keys and scores must be given");
   }
-  if (!detail::is_aligned(args.queries) || !detail::is_aligned(args.keys) ||
-      !detail::is_aligned(args.maybe_open_keys) || args.query_stride % 4 != 0 ||
-      args.query_layer_stride % 4 != 0 || args.open_key_layer_stride % 4 != 0 ||
-      args.key_seq_stride % kKeysA16 != 0 || args.key_layer_stride % kKeysA16 != 0) {
+  if (!is_aligned(args.queries) || !is_aligned(args.keys) || !is_aligned(args.maybe_open_keys) ||
+      args.query_stride % 4 != 0 || args.query_layer_stride % 4 != 0 ||
+      args.open_key_layer_stride % 4 != 0 || args.key_seq_stride % kKeysA16 != 0 ||
+      args.key_layer_stride % kKeysA16 != 0) {
     return invalid_argument(
         "score_chunks: queries, keys and open keys and their strides must be multiples of 16 "
         "bytes");
   }
   const std::size_t bytes = score_chunks_workspace_bytes(args.num_layers, args.triggers.count,
                                                          args.num_heads, args.table.max_chunks);
-  if (args.workspace == nullptr || args.workspace_bytes < bytes ||
-      !detail::is_aligned(args.workspace)) {
+  if (args.workspace == nullptr || args.workspace_bytes < bytes || !is_aligned(args.workspace)) {
     return invalid_argument("score_chunks: a workspace of " + std::to_string(args.workspace_bytes) +
                             " bytes, expected " + std::to_string(bytes) + " at a multiple of 16");
   }
@@ -213,13 +211,8 @@ Status launch_score_chunks(DeviceScoreArgs<Key> args, cudaStream_t stream) {
     return unsupported("score_chunks: " + std::to_string(logit_items) +
                        " pieces of work, at most 2147483647 in a launch");
   }
-  int device = 0;
-  int num_sms = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device);
-  }
-  if (error != cudaSuccess) return cuda::cuda_status(error, "score_chunks: number of SMs");
+  CHUNKLLM_ASSIGN_OR_RETURN(const int num_sms,
+                            cuda::device_attribute(cudaDevAttrMultiProcessorCount));
   const auto blocks = [&](std::int64_t items, int blocks_per_sm) {
     return static_cast<unsigned>(
         std::min(items, static_cast<std::int64_t>(num_sms) * blocks_per_sm));

@@ -8,8 +8,8 @@
 
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/cuda_status.hpp"
+#include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/primitives.cuh"
-#include "chunkllm/kernels/rms_norm.cuh"
 
 namespace chunkllm::kernels {
 
@@ -80,8 +80,8 @@ inline Status launch_silu_gate(const SiluGateArgs<T>& args, cudaStream_t stream)
   if (args.gate_up == nullptr || args.out == nullptr) {
     return invalid_argument("silu_gate: gate_up and out must not be null");
   }
-  if (!rows_aligned(args.gate_up, args.gate_up_stride, 16) ||
-      !rows_aligned(args.out, args.out_stride, 16)) {
+  if (!rows_are_aligned(args.gate_up, args.gate_up_stride) ||
+      !rows_are_aligned(args.out, args.out_stride)) {
     return invalid_argument("silu_gate: rows must start at multiples of 16 bytes");
   }
   const dim3 grid(static_cast<unsigned>(args.num_rows),

@@ -15,6 +15,8 @@
 #include <utility>
 #include <vector>
 
+#include "chunkllm/chunk/chunk_table.hpp"
+#include "chunkllm/chunk/kv_cache.hpp"
 #include "chunkllm/core/host_device.hpp"
 #include "chunkllm/cuda/views.hpp"
 #include "chunkllm/kernels/chunk_decode_attention.cuh"
@@ -43,7 +45,7 @@ T stored(float value) {
   if constexpr (std::is_same_v<T, Fp8>) {
     return Fp8(value);
   } else {
-    return rounded<T>(std::span<const float>(&value, 1)).front();
+    return rounded<T>(value);
   }
 }
 inline double loaded(Fp8 value) {
@@ -55,10 +57,6 @@ inline double loaded(__half value) {
 inline double loaded(Bf16 value) {
   return static_cast<double>(widened(value));
 }
-
-/// Unit roundoff of a 16 bit type.
-template <typename T>
-inline constexpr double kRoundoff = std::is_same_v<T, __half> ? 0x1p-11 : 0x1p-8;
 
 /// Radians a token. Multiples of 1/1024, so that angles are exact in f32 and add up exactly.
 inline double frequency(std::int64_t i) {
@@ -115,6 +113,33 @@ inline std::vector<Sequence> some_of(const std::vector<std::int32_t>& lengths) {
   std::vector<Sequence> seqs;
   for (const std::int32_t length : lengths) seqs.push_back(some_of(length));
   return seqs;
+}
+
+/// The tokens of some chunks of 8 to 40 tokens that lie before `end`: about one chunk of `one_of`.
+inline std::vector<std::int32_t> tokens_of_some_chunks(std::int32_t end, unsigned one_of,
+                                                       std::uint64_t seed) {
+  std::vector<std::int32_t> tokens;
+  std::mt19937_64 random(seed);
+  for (std::int32_t begin = 0; begin < end;) {
+    const auto length = static_cast<std::int32_t>(8 + random() % 33);
+    const bool attended = random() % one_of == 0;
+    for (std::int32_t t = begin; attended && t < std::min(begin + length, end); ++t) {
+      tokens.push_back(t);
+    }
+    begin += length;
+  }
+  return tokens;
+}
+
+/// Ascending tokens as spans.
+template <typename Tokens>
+std::vector<TokenSpan> spans_of(const Tokens& tokens) {
+  std::vector<TokenSpan> spans;
+  for (const std::int64_t token : tokens) {
+    if (spans.empty() || spans.back().end != token) spans.push_back({token, token});
+    spans.back().end = token + 1;
+  }
+  return spans;
 }
 
 struct Outputs {
@@ -266,6 +291,22 @@ class Problem {
     Outputs outputs{widened(d_out->download()), d_lse->download()};
     EXPECT_TRUE(d_out->intact() && d_lse->intact() && d_workspace->intact());
     return outputs;
+  }
+
+  /// The first sequence's paged keys and values, on the host.
+  template <typename Host>
+  KvView<Host> host_view() const {
+    KvView<Host> host;
+    host.keys = reinterpret_cast<const Host*>(keys.data());
+    host.values = reinterpret_cast<const Host*>(values.data());
+    host.num_tokens = seqs[0].num_tokens;
+    host.token_stride = view.token_stride;
+    host.head_stride = view.head_stride;
+    host.page_table = pages.data();
+    host.page_size = shape.page_size;
+    host.page_stride = view.page_stride;
+    host.rotation = view.rotation;
+    return host;
   }
 
   /// Row of the oracle: before any rotation, scaled.

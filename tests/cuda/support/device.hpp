@@ -12,7 +12,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <random>
 #include <span>
 #include <string>
 #include <string_view>
@@ -22,6 +21,7 @@
 
 #include "chunkllm/core/dtype.hpp"
 #include "chunkllm/core/status.hpp"
+#include "chunkllm/cuda/rounding.hpp"
 
 namespace chunkllm::testing {
 
@@ -150,6 +150,20 @@ class DeviceTest : public ::testing::Test {
     EXPECT_TRUE(succeeds(cudaGraphDestroy(graph)));
   }
 
+  /// Calls `launch(i, stream)`, which returns Status: 0 on the test's stream, 1 on another beside
+  /// it, 2 in a graph; and waits for all.
+  template <typename Launch>
+  void launch_three_ways(const Launch& launch) {
+    cudaStream_t other = nullptr;
+    ASSERT_TRUE(succeeds(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking)));
+    EXPECT_TRUE(succeeds(launch(0, stream_)));
+    EXPECT_TRUE(succeeds(launch(1, other)));
+    EXPECT_TRUE(succeeds(cudaStreamSynchronize(stream_)));
+    EXPECT_TRUE(succeeds(cudaStreamSynchronize(other)));
+    replay_as_graph([&](cudaStream_t stream) { return launch(2, stream); });
+    ASSERT_TRUE(succeeds(cudaStreamDestroy(other)));
+  }
+
   /// The seed of a test's random numbers: fixed, or CHUNKLLM_TEST_SEED; shown where a test fails.
   static std::uint64_t seed() {
     const char* value = std::getenv("CHUNKLLM_TEST_SEED");
@@ -159,21 +173,13 @@ class DeviceTest : public ::testing::Test {
   cudaStream_t stream_ = nullptr;
 };
 
-/// `values` rounded to a 16 bit type, and what they then are.
+/// Relative error of rounding to a 16 bit type.
 template <typename T>
-std::vector<T> rounded(std::span<const float> values) {
-  std::vector<T> out(values.size());
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    if constexpr (std::is_same_v<T, float>) {
-      out[i] = values[i];
-    } else if constexpr (std::is_same_v<T, __half>) {
-      out[i] = std::bit_cast<__half>(to_f16(values[i]).bits);
-    } else {
-      out[i] = std::bit_cast<__nv_bfloat16>(to_bf16(values[i]).bits);
-    }
-  }
-  return out;
-}
+inline constexpr double kRoundoff = std::is_same_v<T, __half> ? 0x1p-11 : 0x1p-8;
+
+using cuda::rounded;
+
+/// What a rounded value is.
 inline float widened(float value) {
   return value;
 }

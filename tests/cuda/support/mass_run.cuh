@@ -48,9 +48,7 @@ template <typename T>
 MassOperands random_operands(const MassCase& c, std::uint64_t seed) {
   std::minstd_rand random(static_cast<unsigned>(seed));
   const auto draw = [&] { return static_cast<float>(random() % 4096) / 1024.0F - 2.0F; };
-  const auto exact = [](std::vector<float> values) {
-    return widened(rounded<T>(std::span<const float>(values)));
-  };
+  const auto exact = [](std::vector<float> values) { return widened(rounded<T>(values)); };
   MassOperands operands;
   operands.q.resize(static_cast<std::size_t>(c.num_rows) * c.num_heads * c.head_dim);
   operands.keys.resize(static_cast<std::size_t>(c.num_tokens()) * c.num_kv_heads * c.head_dim);
@@ -260,7 +258,7 @@ class MassRun {
       const auto first = x.q.begin() + static_cast<std::ptrdiff_t>(row * width);
       q.insert(q.end(), first, first + static_cast<std::ptrdiff_t>(width));
     }
-    return rounded<T>(std::span<const float>(q));
+    return rounded<T>(q);
   }
   static std::int32_t num_pages(const MassCase& c) {
     return c.page_size > 0 ? kernels::ceil_div(c.num_tokens(), c.page_size) : 0;
@@ -279,11 +277,10 @@ class MassRun {
     return table;
   }
   static std::vector<T> key_memory(const MassCase& c, const MassOperands& x) {
-    std::vector<T> keys = rounded<T>(std::span<const float>(x.keys));
+    std::vector<T> keys = rounded<T>(x.keys);
     if (c.page_size == 0) return keys;
     const std::size_t width = static_cast<std::size_t>(c.num_kv_heads) * c.head_dim;
-    std::vector<T> paged(width * num_places(c) * c.page_size,
-                         rounded<T>(std::vector<float>{NAN})[0]);
+    std::vector<T> paged(width * num_places(c) * c.page_size, rounded<T>(NAN));
     const std::vector<std::int32_t> table = page_table(c);
     for (std::int32_t t = 0; t < c.num_tokens(); ++t) {
       const std::size_t place = static_cast<std::size_t>(table[t / c.page_size]) * c.page_size +

@@ -19,6 +19,7 @@
 #include "cuda/support/device.hpp"
 #include "reference/oracle.hpp"
 #include "support/compare.hpp"
+#include "support/random_values.hpp"
 
 namespace chunkllm::testing {
 
@@ -51,10 +52,7 @@ struct PrefillCase {
 inline std::vector<float> normal_values(std::size_t size, std::uint64_t seed,
                                         float deviation = 1.0F) {
   std::mt19937_64 random(seed);
-  std::normal_distribution<float> normal(0.0F, deviation);
-  std::vector<float> values(size);
-  for (float& value : values) value = normal(random);
-  return values;
+  return random_values(random, static_cast<std::int64_t>(size), deviation);
 }
 
 template <typename T>

@@ -46,7 +46,7 @@ inline BackboneConfig windowed_config() {
 
 template <typename T>
 float as_held(float value) {
-  return widened(rounded<T>(std::vector<float>{value})[0]);
+  return widened(rounded<T>(value));
 }
 
 /// A model whose tensors T holds exactly, so that both sides have the same weights.
