@@ -51,7 +51,8 @@ if(NOT chunkllm_with_cuda)
   return()
 endif()
 
-# Users enable CUDA themselves; the project's own device programs need it here.
+# Users enable CUDA themselves; the project's own device programs need it here. They are built for
+# CMAKE_CUDA_ARCHITECTURES where the caller gives it, else for CHUNKLLM_CUDA_ARCHITECTURES.
 if(NOT CMAKE_CUDA_COMPILER)
   set(CMAKE_CUDA_COMPILER "${CUDAToolkit_NVCC_EXECUTABLE}")
 endif()
@@ -66,11 +67,10 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_L
   set(chunkllm_host_exceptions ",-Wno-maybe-uninitialized,-Wno-uninitialized,-Wno-restrict")
 endif()
 
-# chunkllm_use_cuda(<target>): device sources of a program, built for the chosen architectures.
+# chunkllm_use_cuda(<target>): device sources of a program.
 function(chunkllm_use_cuda target)
   target_link_libraries(${target} PRIVATE chunkllm::cuda)
-  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${CHUNKLLM_CUDA_ARCHITECTURES}"
-                                             CUDA_RUNTIME_LIBRARY Shared)
+  set_target_properties(${target} PROPERTIES CUDA_RUNTIME_LIBRARY Shared)
   # Eigen 3.4 marks functions for the device that nvcc says it cannot mark (20011 to 20015); nvcc
   # takes the assignment of a [[nodiscard]] type for one that is ignored (2810).
   target_compile_options(

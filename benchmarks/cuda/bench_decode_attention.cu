@@ -2,9 +2,10 @@
 //
 // One layer's attention of one decoded token over 122,880 cached ones, dense and over a share of
 // them in chunks of 8 to 40 tokens: attention only, the sets are planned. `bytes` are the attended
-// keys and values; `of_copy` is the share of the bandwidth of a device-to-device copy in this run.
-// Launches are replayed as a graph and rotate over sets that share no chunk, so that none finds its
-// keys in the L2 cache. A few heads are checked against the oracle before anything is timed.
+// keys and values; `of_copy` and `of_read` are the shares of the bandwidths of a device-to-device
+// copy and of a pure read in this run. Launches are replayed as a graph and rotate over sets that
+// share no chunk, so that none finds its keys in the L2 cache. A few heads are checked against the
+// oracle before anything is timed.
 
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
@@ -182,7 +183,7 @@ void decode_attention(benchmark::State& state, const DecodeCase& c) {
     problem.check();
     const double seconds = problem.seconds();
     report_time(state, seconds);
-    report_bytes(state, seconds, problem.bytes_of(problem.num_attended()));
+    report_reads(state, seconds, problem.bytes_of(problem.num_attended()));
     state.counters["attended"] = problem.num_attended() / c.num_seqs;
     state.counters["sets"] = problem.num_sets();
   });

@@ -235,6 +235,14 @@ inline double seconds_between(const cuda::Event& start, const cuda::Event& end) 
   return static_cast<double>(milliseconds) * 1e-3;
 }
 
+/// The middle one, of an even number the larger of the two.
+inline double median(std::vector<double> values) {
+  require(!values.empty(), "a median of nothing");
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
 /// Median over samples of the device time of `enqueue()`: 5 samples or more, 25 or as many as take
 /// 50 ms. `prepare()` runs in front of each sample, outside of its time.
 template <typename Prepare, typename Enqueue>
@@ -254,10 +262,16 @@ double median_seconds(const cuda::Stream& stream, const Prepare& prepare, const 
   const auto count = static_cast<std::size_t>(std::clamp(kWanted / first, 5.0, 25.0));
   std::vector<double> seconds(count);
   for (double& value : seconds) value = sample();
-  const auto middle = seconds.begin() + static_cast<std::ptrdiff_t>(count / 2);
-  std::nth_element(seconds.begin(), middle, seconds.end());
-  return *middle;
+  return median(std::move(seconds));
 }
+
+/// Frees a graph, as captured or as it is launched, also where a case ends with an error.
+struct GraphDeleter {
+  void operator()(cudaGraph_t graph) const { cudaGraphDestroy(graph); }
+  void operator()(cudaGraphExec_t graph) const { cudaGraphExecDestroy(graph); }
+};
+template <typename Handle>
+using OwnedGraph = std::unique_ptr<std::remove_pointer_t<Handle>, GraphDeleter>;
 
 /// Median seconds of one of `num_launches` launches in a row, replayed as one graph.
 ///
@@ -267,8 +281,6 @@ double median_seconds(const cuda::Stream& stream, const Prepare& prepare, const 
 template <typename Launch, typename Prepare>
 double launch_seconds(const cuda::Stream& stream, int num_launches, const Launch& launch,
                       const Prepare& prepare) {
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t instance = nullptr;
   require(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal));
   std::string failure;
   try {
@@ -276,15 +288,16 @@ double launch_seconds(const cuda::Stream& stream, int num_launches, const Launch
   } catch (const std::exception& error) {
     failure = error.what();
   }
-  const cudaError_t ended = cudaStreamEndCapture(stream.get(), &graph);
+  cudaGraph_t captured = nullptr;
+  const cudaError_t ended = cudaStreamEndCapture(stream.get(), &captured);
+  const OwnedGraph<cudaGraph_t> graph(captured);
   require(failure.empty(), failure);
   require(ended);
-  require(cudaGraphInstantiate(&instance, graph, 0));
-  const double seconds =
-      median_seconds(stream, prepare, [&] { require(cudaGraphLaunch(instance, stream.get())); });
-  require(cudaGraphExecDestroy(instance));
-  require(cudaGraphDestroy(graph));
-  return seconds / num_launches;
+  cudaGraphExec_t launchable = nullptr;
+  require(cudaGraphInstantiate(&launchable, graph.get(), 0));
+  const OwnedGraph<cudaGraphExec_t> instance(launchable);
+  const auto replay = [&] { require(cudaGraphLaunch(instance.get(), stream.get())); };
+  return median_seconds(stream, prepare, replay) / num_launches;
 }
 template <typename Launch>
 double launch_seconds(const cuda::Stream& stream, int num_launches, const Launch& launch) {
@@ -324,6 +337,59 @@ inline double copy_bandwidth() {
                                   stream.get()));
         });
     return 2.0 * static_cast<double>(kBytes) / seconds;
+  }();
+  return bandwidth;
+}
+
+/// Reads kAhead * rounds vectors a thread and keeps their xor, so that no load can be left out.
+///
+/// \param out  written where the xor is a value that memory of equal bytes never gives
+template <int kThreads, int kAhead>
+__global__ void __launch_bounds__(kThreads)
+    read_all_kernel(const uint4* values, std::int64_t rounds, uint4* out) {
+  const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
+  values += std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  uint4 sum = {};
+  for (std::int64_t round = 0; round < rounds; ++round) {
+    uint4 got[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) got[i] = __ldcs(values + i * step);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      sum.x ^= got[i].x;
+      sum.y ^= got[i].y;
+      sum.z ^= got[i].z;
+      sum.w ^= got[i].w;
+    }
+    values += kAhead * step;
+  }
+  if ((sum.x ^ sum.y ^ sum.z ^ sum.w) == 1U) *out = sum;
+}
+
+/// Bytes a second of reading 2 GB. A copy is no ceiling of an operation that only reads: memory
+/// that turns from reads to writes loses time, so reads alone may be faster.
+inline double read_bandwidth() {
+  static const double bandwidth = [] {
+    // 128 KB on their way an SM, far more than latency needs.
+    constexpr int kThreads = 256;
+    constexpr int kAhead = 8;
+    constexpr int kBlocksPerSm = 4;
+    constexpr std::int64_t kVectors = (std::int64_t{2} << 30) / sizeof(uint4);
+    const int blocks = kBlocksPerSm * taken(cuda::device_attribute(cudaDevAttrMultiProcessorCount));
+    const std::int64_t a_round = std::int64_t{blocks} * kThreads * kAhead;
+    const std::int64_t rounds = kVectors / a_round;
+    const DeviceArray<uint4> values(static_cast<std::size_t>(rounds * a_round));
+    const DeviceArray<uint4> out(1);
+    const cuda::Stream stream = new_stream();
+    require(cudaMemsetAsync(values.data(), 1, values.bytes(), stream.get()));
+    const double seconds = median_seconds(
+        stream, [] {},
+        [&] {
+          read_all_kernel<kThreads, kAhead>
+              <<<blocks, kThreads, 0, stream.get()>>>(values.data(), rounds, out.data());
+          require(cudaGetLastError());
+        });
+    return static_cast<double>(values.bytes()) / seconds;
   }();
   return bandwidth;
 }
@@ -378,6 +444,12 @@ inline void report_bytes(benchmark::State& state, double seconds, double bytes) 
   state.counters["GB/s"] = bytes / seconds * 1e-9;
   state.counters["of_copy"] = bytes / seconds / copy_bandwidth();
   state.counters["copy_GB/s"] = copy_bandwidth() * 1e-9;
+}
+/// The same for an operation that writes next to nothing.
+inline void report_reads(benchmark::State& state, double seconds, double bytes) {
+  report_bytes(state, seconds, bytes);
+  state.counters["of_read"] = bytes / seconds / read_bandwidth();
+  state.counters["read_GB/s"] = read_bandwidth() * 1e-9;
 }
 inline void report_flops(benchmark::State& state, double seconds, double flops) {
   state.counters["flops"] = flops;

@@ -1,9 +1,10 @@
 // Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
 //
-// The products of a decode step at the shapes of Llama-3.1-8B for 1, 4 and 8 sequences, with
-// cuBLAS beside. `bytes` are the weights, read once. Launches are replayed as a graph and rotate
-// over copies of the weights, so that none finds its own in the L2 cache. 256 outputs of each row
-// are checked against sums in double before anything is timed.
+// The products of a decode step at the shapes of Llama-3.1-8B for 1, 4, 8 and 16 sequences, with
+// cuBLAS beside. `bytes` are the weights, read once; `of_copy` and `of_read` are the shares of the
+// bandwidths of a device-to-device copy and of a pure read in this run. Launches are replayed as a
+// graph and rotate over copies of the weights, so that none finds its own in the L2 cache. 256
+// outputs of each row are checked against sums in double before anything is timed.
 
 #include <cuda_bf16.h>
 
@@ -145,7 +146,7 @@ void time_product(benchmark::State& state, const Product& product, bool with_cub
     problem.check();
     const double seconds = problem.seconds();
     report_time(state, seconds);
-    report_bytes(state, seconds, problem.bytes());
+    report_reads(state, seconds, problem.bytes());
     state.counters["sets"] = problem.num_sets();
   });
 }

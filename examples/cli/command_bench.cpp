@@ -2,8 +2,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 
+#include "chunkllm/cuda/backbone_shapes.hpp"
 #include "chunkllm/eval/evaluate_row.hpp"
 #include "chunkllm/infer/sampler.hpp"
 #include "commands.hpp"
@@ -42,7 +44,7 @@ struct Speeds {
 };
 
 /// `depth` tokens of a file, or of made-up prose with numbers in it, repeated as often as needed.
-Result<std::vector<std::int32_t>> sample_ids(const BenchOptions& options, const ModelBundle& model,
+Result<std::vector<std::int32_t>> sample_ids(const BenchOptions& options, const LoadedModel& model,
                                              std::int64_t depth) {
   const auto wanted = static_cast<std::size_t>(depth);
   std::vector<std::int32_t> ids;
@@ -66,11 +68,17 @@ Result<std::vector<std::int32_t>> sample_ids(const BenchOptions& options, const 
   return ids;
 }
 
-Result<Speeds> measure(const BenchOptions& options, Result<std::unique_ptr<AnySession>> made,
-                       bool is_dense, std::span<const std::int32_t> ids) {
-  CHUNKLLM_ASSIGN_OR_RETURN(const std::unique_ptr<AnySession> session, std::move(made));
+using MakeSession = std::function<Result<std::unique_ptr<AnySession>>()>;
+
+/// Reads a prompt and decodes; on the device some tokens untimed first, behind which a step is a
+/// graph that stands.
+Result<Speeds> measure_once(const BenchOptions& options, const MakeSession& make_session,
+                            bool is_dense, std::span<const std::int32_t> ids) {
+  constexpr std::int64_t kUntimedSteps = 3;  // enqueued, captured, replayed
+  CHUNKLLM_ASSIGN_OR_RETURN(const std::unique_ptr<AnySession> session, make_session());
   const auto depth = static_cast<std::int64_t>(ids.size());
-  session->reserve(depth + options.new_tokens);
+  const std::int64_t untimed = options.common.cuda ? kUntimedSteps : 0;
+  session->reserve(depth + untimed + options.new_tokens);
   ProgressBar bar(options.common, fmt::format("{} {}", is_dense ? "dense" : "chunk", depth), depth);
   Speeds speeds;
   Stopwatch watch;
@@ -78,19 +86,36 @@ Result<Speeds> measure(const BenchOptions& options, Result<std::unique_ptr<AnySe
   CHUNKLLM_RETURN_IF_ERROR(bar.with_progress(status, "prompt token"));
   CHUNKLLM_ASSIGN_OR_RETURN(std::span<const float> logits, session->finish_prompt());
   speeds.prefill = rate(depth, watch.seconds());
-  watch = {};
-  for (std::int64_t i = 0; i < options.new_tokens; ++i) {
-    if (!bar.update(depth)) {
-      return Status(
-          StatusCode::kInterrupted,
-          fmt::format("interrupted after {} of {}", i, counted(options.new_tokens, "new token")));
+  const auto decode = [&](std::int64_t count) -> Status {
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (!bar.update(depth)) {
+        return Status(StatusCode::kInterrupted,
+                      fmt::format("interrupted after {} of {}", i, counted(count, "new token")));
+      }
+      const Result<std::int32_t> token = argmax_token(logits);
+      if (!token.ok()) return as_model_fault(token.status(), options.common);
+      CHUNKLLM_ASSIGN_OR_RETURN(logits, session->step(token.value()));
     }
-    const Result<std::int32_t> token = argmax_token(logits);
-    if (!token.ok()) return as_model_fault(token.status(), options.common);
-    CHUNKLLM_ASSIGN_OR_RETURN(logits, session->step(token.value()));
-  }
+    return {};
+  };
+  CHUNKLLM_RETURN_IF_ERROR(decode(untimed));
+  watch = {};
+  CHUNKLLM_RETURN_IF_ERROR(decode(options.new_tokens));
   speeds.decode = rate(options.new_tokens, watch.seconds());
   return speeds;
+}
+
+/// As above, on the device behind a shorter prompt of the same mode that is not counted: kernels
+/// are loaded when they first run, and clocks rise.
+Result<Speeds> measure(const BenchOptions& options, const MakeSession& make_session, bool is_dense,
+                       std::span<const std::int32_t> ids) {
+  constexpr std::size_t kWarmUpTokens = 8192;
+  if (options.common.cuda) {
+    const auto warm_up = measure_once(options, make_session, is_dense,
+                                      ids.first(std::min(ids.size(), kWarmUpTokens)));
+    if (!warm_up.ok()) return warm_up.status();
+  }
+  return measure_once(options, make_session, is_dense, ids);
 }
 
 OrderedJson to_json(const BenchRow& row) {
@@ -153,12 +178,11 @@ struct BenchDepth {
   std::optional<AttentionPlan> maybe_dense;
 };
 
-/// All plans first: wrong settings should show at once. Says what is to be known of each, once.
+/// All plans first: wrong settings should show at once.
 Result<std::vector<BenchDepth>> plan_depths(const BenchOptions& options, const BenchModes& modes,
-                                            const ModelBundle& model) {
+                                            const OpenModel& model) {
   CHUNKLLM_ASSIGN_OR_RETURN(const Adapters adapters, find_adapters(options.attention, model.files));
   std::vector<BenchDepth> depths;
-  std::vector<std::string> said;
   for (const std::int64_t tokens : options.depths) {
     BenchDepth& depth = depths.emplace_back();
     depth.tokens = tokens;
@@ -166,38 +190,51 @@ Result<std::vector<BenchDepth>> plan_depths(const BenchOptions& options, const B
       if (!(dense ? modes.dense : modes.chunk)) continue;
       AttentionOptions attention = options.attention;
       attention.dense = dense;
-      CHUNKLLM_ASSIGN_OR_RETURN(AttentionPlan plan,
+      CHUNKLLM_ASSIGN_OR_RETURN((dense ? depth.maybe_dense : depth.maybe_chunk),
                                 plan_attention(options.common, attention, model, adapters,
                                                Task::kGenerate, tokens + options.new_tokens));
-      std::erase_if(plan.notes, [&](const std::string& note) {
-        return std::find(said.begin(), said.end(), note) != said.end();
-      });
-      said.insert(said.end(), plan.notes.begin(), plan.notes.end());
-      print_notes(options.common, plan);
-      (dense ? depth.maybe_dense : depth.maybe_chunk) = std::move(plan);
     }
   }
   return depths;
 }
 
+/// Says what is to be known of the plans, each thing once.
+void print_plan_notes(const BenchOptions& options, std::span<const BenchDepth> depths) {
+  std::vector<std::string> said;
+  for (const BenchDepth& depth : depths) {
+    for (const auto* maybe_plan : {&depth.maybe_chunk, &depth.maybe_dense}) {
+      if (!maybe_plan->has_value()) continue;
+      for (const std::string& note : maybe_plan->value().notes) {
+        if (std::find(said.begin(), said.end(), note) != said.end()) continue;
+        said.push_back(note);
+        if (!options.common.quiet) print_note(note);
+      }
+    }
+  }
+}
+
 /// Appends two rows a depth; those measured before an error stay.
 Status measure_depths(const BenchOptions& options, const BenchModes& modes, ThreadPool& pool,
                       std::vector<BenchRow>& rows) {
-  CHUNKLLM_ASSIGN_OR_RETURN(const OpenModel model, open_model(options.common, pool));
+  CHUNKLLM_ASSIGN_OR_RETURN(OpenModel model, open_model(options.common));
   CHUNKLLM_ASSIGN_OR_RETURN(const std::vector<BenchDepth> depths,
                             plan_depths(options, modes, model));
+  CHUNKLLM_RETURN_IF_ERROR(load_weights(options.common, WeightPlaces::kWhereItRuns, pool, model));
+  print_plan_notes(options, depths);
   for (const BenchDepth& depth : depths) {
     CHUNKLLM_ASSIGN_OR_RETURN(const std::vector<std::int32_t> ids,
                               sample_ids(options, model, depth.tokens));
+    const auto measure_plan = [&](const AttentionPlan& plan) {
+      return measure(
+          options, [&] { return make_session(model, plan, pool); }, plan.session.dense, ids);
+    };
     std::optional<Speeds> chunk;
     std::optional<Speeds> dense;
     if (depth.maybe_chunk) {
-      CHUNKLLM_ASSIGN_OR_RETURN(
-          chunk, measure(options, make_session(model, *depth.maybe_chunk, pool), false, ids));
+      CHUNKLLM_ASSIGN_OR_RETURN(chunk, measure_plan(*depth.maybe_chunk));
     }
     if (depth.maybe_dense) {
-      CHUNKLLM_ASSIGN_OR_RETURN(
-          dense, measure(options, make_session(model, *depth.maybe_dense, pool), true, ids));
+      CHUNKLLM_ASSIGN_OR_RETURN(dense, measure_plan(*depth.maybe_dense));
     }
     add_rows(options, depth.maybe_chunk ? *depth.maybe_chunk : *depth.maybe_dense, depth.tokens,
              chunk, dense, rows);
@@ -210,17 +247,37 @@ std::string_view made_up_bytes(std::int32_t id) {
   return id % 24 == 0 ? "." : (id % 24 == 1 ? " Word" : " word");
 }
 
+/// Wrong usage of --random-weights.
+Status check_random_weights(const BenchOptions& options) {
+  if (!options.common.cuda) return invalid_argument("--random-weights: only with --device cuda");
+  const Status known = cuda::backbone_shape(options.random_weights).status();
+  if (!known.ok()) return invalid_argument("--random-weights: " + known.message());
+  if (options.attention.scorer == ScorerKind::kAdapter) {
+    return invalid_argument("--random-weights: no adapters fit them, expected --scorer mean-key");
+  }
+  return {};
+}
+
 /// As `measure_depths`, on random weights of a published model's shape.
 Status measure_random_weights(const BenchOptions& options, const BenchModes& modes,
                               std::vector<BenchRow>& rows) {
-  if (!options.common.cuda) {
-    return unsupported("--random-weights: only with --device cuda");
-  }
-  CHUNKLLM_ASSIGN_OR_RETURN(const std::unique_ptr<const DeviceRunner> device,
-                            random_device_runner(options.random_weights, options.common.kv));
-  const BackboneConfig& config = device->config();
+  CHUNKLLM_ASSIGN_OR_RETURN(const BackboneConfig config,
+                            cuda::backbone_shape(options.random_weights));
   AttentionPlan plan;  // of what the rows say
-  const AnyScorer scorer = make_scorer(ScorerKind::kMeanKey, config, {}, options.attention.seed);
+  plan.scorer_kind = options.attention.scorer.value_or(ScorerKind::kMeanKey);
+  SessionOptions& session = plan.session;
+  session.dense_prefill = options.attention.dense_prefill.value_or(false);
+  session.positions = options.attention.positions.value_or(Positions::kOriginal);
+  session.chunk.budget = options.attention.budget;
+  session.chunk.selection = options.attention.selection.value_or(Selection::kMax);
+  session.chunk.refresh = options.attention.refresh;
+  session.chunk.head_join = options.attention.head_join;
+  session.chunk.second_look = options.attention.second_look;
+  CHUNKLLM_RETURN_IF_ERROR(validate(session.chunk));
+  CHUNKLLM_ASSIGN_OR_RETURN(
+      const std::unique_ptr<const DeviceRunner> device,
+      random_device_runner(config, options.common.maybe_kv.value_or(KvKind::kF16)));
+  const AnyScorer scorer = make_scorer(plan.scorer_kind, config, {}, options.attention.seed);
   for (const std::int64_t depth : options.depths) {
     std::vector<std::int32_t> ids(static_cast<std::size_t>(depth));
     for (std::size_t i = 0; i < ids.size(); ++i) {
@@ -229,20 +286,13 @@ Status measure_random_weights(const BenchOptions& options, const BenchModes& mod
     std::optional<Speeds> speeds[2];
     for (const bool is_dense : {false, true}) {
       if (!(is_dense ? modes.dense : modes.chunk)) continue;
-      SessionOptions session;
       session.dense = is_dense;
-      session.dense_prefill = options.attention.dense_prefill.value_or(false);
-      session.positions = options.attention.positions.value_or(Positions::kOriginal);
-      session.chunk.budget = options.attention.budget;
-      session.chunk.selection = options.attention.selection.value_or(Selection::kMax);
-      session.chunk.refresh = options.attention.refresh;
-      session.chunk.head_join = options.attention.head_join;
-      session.chunk.second_look = options.attention.second_look;
-      plan.session = session;
       CHUNKLLM_ASSIGN_OR_RETURN(
           speeds[is_dense ? 1 : 0],
-          measure(options, device->make_session(scorer, nullptr, made_up_bytes, session), is_dense,
-                  ids));
+          measure(
+              options,
+              [&] { return device->make_session(scorer, nullptr, made_up_bytes, session); },
+              is_dense, ids));
     }
     add_rows(options, plan, depth, speeds[0], speeds[1], rows);
   }
@@ -253,6 +303,8 @@ Status run_bench(const BenchOptions& options, bool is_mode_given) {
   if (options.common.model.empty() == options.random_weights.empty()) {
     return invalid_argument("bench: expected either --model or --random-weights");
   }
+  if (!options.random_weights.empty()) CHUNKLLM_RETURN_IF_ERROR(check_random_weights(options));
+  CHUNKLLM_RETURN_IF_ERROR(check_device_settings(options.common, options.attention));
   BenchModes modes;
   if (is_mode_given) modes = {!options.attention.dense, options.attention.dense};
   ThreadPool pool(options.common.threads);
@@ -288,8 +340,11 @@ Command add_bench(CLI::App& program) {
   app.get_option("--model")->required(false);
   app.add_option("--random-weights", options->random_weights,
                  "Instead of --model, with --device cuda: random weights of this shape, such as "
-                 "llama-3.1-8b or qwen2.5-7b")
-      ->type_name("NAME");
+                 "llama-3.1-8b or qwen2.5-7b, in f16 or as --kv says")
+      ->type_name("NAME")
+      ->excludes(app.get_option("--file"))
+      ->excludes(app.get_option("--adapters"))
+      ->excludes(app.get_option("--oracle"));
   app.footer(
       "With --attention only that mode is measured.\n"
       "Examples:\n"

@@ -58,13 +58,19 @@ Result<TextChunks> find_chunks(const ChunksOptions& options, const BpeTokenizer&
     return TextChunks{rule_chunk_ends(ids, bytes, adapters.guards.value_or(ChunkGuards{})), {}};
   }
   ThreadPool pool(options.common.threads);
-  CHUNKLLM_ASSIGN_OR_RETURN(const ModelBundle model, open_model(options.common, pool));
+  CommonOptions on_host = options.common;
+  on_host.cuda = false;
+  if (options.common.cuda && !options.common.quiet) {
+    print_note("chunks are found on the CPU, with --device cuda, too");
+  }
+  CHUNKLLM_ASSIGN_OR_RETURN(OpenModel model, open_model(on_host));
   const auto num_tokens = static_cast<std::int64_t>(ids.size());
-  CHUNKLLM_ASSIGN_OR_RETURN(const AttentionPlan plan,
-                            plan_attention(options.common, options.attention, model, adapters,
-                                           Task::kGenerate, num_tokens));
+  CHUNKLLM_ASSIGN_OR_RETURN(
+      const AttentionPlan plan,
+      plan_attention(on_host, options.attention, model, adapters, Task::kGenerate, num_tokens));
+  CHUNKLLM_RETURN_IF_ERROR(load_weights(on_host, WeightPlaces::kWhereItRuns, pool, model));
   ProgressBar bar(options.common, "reading", num_tokens);
-  Result<TextChunks> found = runner_of(plan.kv).chunks_by_adapter(
+  Result<TextChunks> found = runner_of(model.kv).chunks_by_adapter(
       model, plan.maybe_chunk_adapter, plan.scorer, plan.session, ids,
       [&](std::int64_t done) { return bar.update(done); }, pool);
   if (!found.ok()) return bar.with_progress(found.status(), "token");

@@ -132,6 +132,38 @@ Status add_scorers(const EvaluateCommandOptions& options, const BackboneConfig& 
   return {};
 }
 
+/// Refuses a refresh that the device has not got for one of the selections.
+Status check_refresh(const CommonOptions& common, const EvaluateOptions& evaluate,
+                     bool has_chunk_adapter) {
+  std::vector<Selection> selections = evaluate.selections;
+  for (const EvaluateScorer& scorer : evaluate.scorers) {
+    selections.insert(selections.end(), scorer.selections.begin(), scorer.selections.end());
+  }
+  for (const Selection selection : selections) {
+    CHUNKLLM_RETURN_IF_ERROR(
+        check_device_refresh(common, evaluate.chunk.refresh, selection, has_chunk_adapter));
+  }
+  return {};
+}
+
+/// Refuses what the device has not got; what the model's adapters say is not known yet.
+Status check_on_device(const EvaluateCommandOptions& options, const EvaluateOptions& evaluate,
+                       std::span<const ScorerChoice> scorers) {
+  for (const ScorerChoice& choice : scorers) {
+    CHUNKLLM_RETURN_IF_ERROR(check_device_scorer(options.common, choice.kind));
+  }
+  CHUNKLLM_RETURN_IF_ERROR(check_refresh(options.common, evaluate, /*has_chunk_adapter=*/false));
+  return check_device_settings(options.common, options.attention);
+}
+
+/// Whether a task runs layers on the CPU, whatever the device.
+bool runs_on_host(const EvaluateOptions& evaluate, const Adapters& adapters) {
+  return std::any_of(evaluate.tasks.begin(), evaluate.tasks.end(), [&](EvaluateTask task) {
+    return task == EvaluateTask::kMassRecall ||
+           (task == EvaluateTask::kBoundaryF1 && adapters.maybe_chunk_adapter != nullptr);
+  });
+}
+
 /// What does not need the model, so that wrong usage is told before it is loaded.
 Result<EvaluateOptions> make_options(const EvaluateCommandOptions& options,
                                      std::vector<ScorerChoice>& scorers) {
@@ -211,15 +243,24 @@ std::string command_line() {
   return text;
 }
 
-HtmlReportHeader make_header(const CommonOptions& options, const ModelBundle& model,
-                             std::span<const EvaluateText> texts) {
-  const BackboneConfig& config = model.backbone.config();
+/// What ran the model, for the report.
+Result<std::string> describe_device(const CommonOptions& options, KvKind kv) {
+  const std::string threads = fmt::format("CPU, {} threads", options.threads);
+  if (!options.cuda) return threads;
+  CHUNKLLM_ASSIGN_OR_RETURN(const DeviceFacts device, device_facts());
+  return fmt::format("{} (CUDA), weights, keys and values in {}", device.name,
+                     kv == KvKind::kBF16 ? "bf16" : "f16");
+}
+
+HtmlReportHeader make_header(const CommonOptions& options, const OpenModel& model,
+                             std::string device, std::span<const EvaluateText> texts) {
+  const BackboneConfig& config = model.config();
   HtmlReportHeader header;
   header.title = "Quality of chunk-selective attention";
   header.model = fmt::format("{} ({}, {} layers, hidden size {})",
                              std::filesystem::path(options.model).filename().string(),
                              to_string(config.architecture), config.num_layers, config.hidden_size);
-  header.device = fmt::format("CPU, {} threads", options.threads);
+  header.device = std::move(device);
   header.date = today("%Y-%m-%d");
   header.command = command_line();
   for (const EvaluateText& text : texts) {
@@ -311,17 +352,18 @@ class PositionNotes {
 Status measure(const EvaluateCommandOptions& options, EvaluateOptions& evaluate,
                std::vector<ScorerChoice> choices, const std::vector<std::string>& files,
                EvaluateProgress& progress, ThreadPool& pool, std::vector<EvaluateRow>& rows) {
-  CHUNKLLM_ASSIGN_OR_RETURN(const OpenModel model, open_model(options.common, pool));
+  CHUNKLLM_ASSIGN_OR_RETURN(OpenModel model, open_model(options.common));
   CHUNKLLM_ASSIGN_OR_RETURN(const Adapters adapters, find_adapters(options.attention, model.files));
   if (options.scorers.empty() && !options.attention.scorer && adapters.maybe_qk_adapter) {
     choices.push_back({ScorerKind::kAdapter, {}});
   }
   for (const ScorerChoice& choice : choices) {
     CHUNKLLM_RETURN_IF_ERROR(
-        add_scorers(options, model.backbone.config(), adapters, choice, evaluate.scorers));
+        add_scorers(options, model.config(), adapters, choice, evaluate.scorers));
   }
+  CHUNKLLM_RETURN_IF_ERROR(
+      check_refresh(options.common, evaluate, adapters.maybe_chunk_adapter != nullptr));
   if (adapters.guards) evaluate.chunk.guards = *adapters.guards;
-  if (!options.common.quiet) print_note(boundary_note(adapters));
   std::vector<EvaluateText> texts;
   for (std::size_t i = 0; i < files.size(); ++i) {
     CHUNKLLM_ASSIGN_OR_RETURN(std::vector<std::int32_t> ids,
@@ -329,21 +371,26 @@ Status measure(const EvaluateCommandOptions& options, EvaluateOptions& evaluate,
     texts.push_back({options.texts[i], std::move(ids)});
   }
   CHUNKLLM_RETURN_IF_ERROR(check_lengths(evaluate, texts));
-  RowSink sink(options.outputs, make_header(options.common, model, texts), !options.common.json,
-               count_rows(evaluate));
+  CHUNKLLM_ASSIGN_OR_RETURN(std::string device, describe_device(options.common, model.kv));
+  CHUNKLLM_RETURN_IF_ERROR(load_weights(
+      options.common,
+      runs_on_host(evaluate, adapters) ? WeightPlaces::kHostToo : WeightPlaces::kWhereItRuns, pool,
+      model));
+  if (!options.common.quiet) print_note(boundary_note(adapters));
+  RowSink sink(options.outputs, make_header(options.common, model, std::move(device), texts),
+               !options.common.json, count_rows(evaluate));
   PositionNotes notes(options);
-  const Status status = model.runner(options.common.kv)
-                            .evaluate(
-                                model, adapters.maybe_chunk_adapter, evaluate, texts,
-                                [&](const EvaluateRow& row) {
-                                  progress.hide();
-                                  notes.look_at(row);
-                                  return sink.add(row);
-                                },
-                                [&](std::string_view, std::int64_t done, std::int64_t total) {
-                                  return progress.update(done, total);
-                                },
-                                pool);
+  const Status status = model.runner().evaluate(
+      model, adapters.maybe_chunk_adapter, evaluate, texts,
+      [&](const EvaluateRow& row) {
+        progress.hide();
+        notes.look_at(row);
+        return sink.add(row);
+      },
+      [&](std::string_view, std::int64_t done, std::int64_t total) {
+        return progress.update(done, total);
+      },
+      pool);
   progress.hide();
   rows = sink.rows();
   if (status.ok() || status.code() == StatusCode::kInterrupted) {
@@ -372,6 +419,7 @@ Status run_evaluate(const EvaluateCommandOptions& options) {
   }
   std::vector<ScorerChoice> choices;
   CHUNKLLM_ASSIGN_OR_RETURN(EvaluateOptions evaluate, make_options(options, choices));
+  CHUNKLLM_RETURN_IF_ERROR(check_on_device(options, evaluate, choices));
   CHUNKLLM_RETURN_IF_ERROR(check_outputs(options.outputs));
   std::vector<std::string> files;  // read before the model is loaded
   for (const std::string& path : options.texts) {

@@ -77,9 +77,9 @@ Status check_input_flags(const GenerateOptions& options) {
 }
 
 Result<std::vector<std::int32_t>> prompt_ids(const GenerateOptions& options,
-                                             const ModelBundle& model, const std::string& text) {
+                                             const LoadedModel& model, const std::string& text) {
   if (!options.ids_file.empty()) {
-    return read_ids_file(options.ids_file, model.backbone.config().vocab_size);
+    return read_ids_file(options.ids_file, model.config().vocab_size);
   }
   if (!options.chat) return encode_prompt(model.tokenizer, text, "the prompt");
   CHUNKLLM_ASSIGN_OR_RETURN(const ChatTemplate chat,
@@ -107,13 +107,15 @@ void take_figures(const AnySession& session, GenerateReport& report) {
 }
 
 /// Reads the prompt, chooses tokens, streams their text. Fills `report` on every way out.
-Status run_session(const GenerateOptions& options, const ModelBundle& model,
+Status run_session(const GenerateOptions& options, const LoadedModel& model,
                    std::span<const std::int32_t> prompt, Sampler& sampler, AnySession& session,
                    GenerateReport& report) {
   const auto num_prompt = static_cast<std::int64_t>(prompt.size());
-  // What is asked for may be far more than what comes; the cache grows by halves behind this.
+  // What is asked for may be far more than what comes; the CPU's cache grows by halves behind this.
   constexpr std::int64_t kReservedNewTokens = 1024;
-  session.reserve(num_prompt + std::min(options.max_new_tokens, kReservedNewTokens));
+  session.reserve(num_prompt + (options.common.cuda
+                                    ? options.max_new_tokens
+                                    : std::min(options.max_new_tokens, kReservedNewTokens)));
 
   Stopwatch watch;
   {
@@ -223,7 +225,7 @@ Status print_report(const GenerateOptions& options, const GenerateReport& report
 /// Fills `report` on every way out.
 Status generate_text(const GenerateOptions& options, const std::string& text, Sampler& sampler,
                      ThreadPool& pool, GenerateReport& report) {
-  CHUNKLLM_ASSIGN_OR_RETURN(const OpenModel model, open_model(options.common, pool));
+  CHUNKLLM_ASSIGN_OR_RETURN(OpenModel model, open_model(options.common));
   CHUNKLLM_ASSIGN_OR_RETURN(const std::vector<std::int32_t> prompt,
                             prompt_ids(options, model, text));
   report.prompt_tokens = static_cast<std::int64_t>(prompt.size());
@@ -233,6 +235,7 @@ Status generate_text(const GenerateOptions& options, const std::string& text, Sa
       plan_attention(options.common, options.attention, model, adapters, Task::kGenerate,
                      report.prompt_tokens + options.max_new_tokens));
   report.attention = describe_attention(options.attention, plan);
+  CHUNKLLM_RETURN_IF_ERROR(load_weights(options.common, WeightPlaces::kWhereItRuns, pool, model));
   print_notes(options.common, plan);
   CHUNKLLM_ASSIGN_OR_RETURN(const std::unique_ptr<AnySession> session,
                             make_session(model, plan, pool));
@@ -243,6 +246,7 @@ Status generate_text(const GenerateOptions& options, const std::string& text, Sa
 
 Status run_generate(GenerateOptions& options) {
   CHUNKLLM_RETURN_IF_ERROR(check_input_flags(options));
+  CHUNKLLM_RETURN_IF_ERROR(check_device_settings(options.common, options.attention));
   options.sampler.seed = options.attention.seed;
   CHUNKLLM_ASSIGN_OR_RETURN(Sampler sampler, Sampler::create(options.sampler));
   std::string text;  // read before the model: a wrong name should not cost the loading time

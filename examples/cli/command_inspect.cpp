@@ -24,11 +24,16 @@ struct WeightFigures {
   std::int64_t bytes = 0;  // once loaded
 };
 
-WeightFigures weigh(const ModelFiles& files, WeightFormat format) {
+/// \param on_device  where matrices are of 16 bits
+WeightFigures weigh(const ModelFiles& files, WeightFormat format, bool on_device) {
   WeightFigures figures;
   for (const ExpectedTensor& tensor : expected_tensors(files.config())) {
     const std::int64_t count = tensor.rows * tensor.cols;
     figures.parameters += count;
+    if (on_device) {
+      figures.bytes += count * (tensor.rows == 1 ? 4 : 2);
+      continue;
+    }
     const Result<TensorBytes> found = files.tensor(tensor.name);
     figures.bytes += tensor.rows == 1 || !found.ok()
                          ? count * 4  // vectors are f32
@@ -100,7 +105,7 @@ Status run_inspect(const InspectOptions& options) {
   CHUNKLLM_ASSIGN_OR_RETURN(const BpeTokenizer tokenizer, load_tokenizer(files));
   CHUNKLLM_ASSIGN_OR_RETURN(const Adapters adapters, find_adapters(options.attention, files));
   const BackboneConfig& config = files.config();
-  const WeightFigures weights = weigh(files, options.common.weights);
+  const WeightFigures weights = weigh(files, options.common.weights, options.common.cuda);
   const std::int64_t context = options.context > 0 ? options.context : config.context_length;
 
   std::map<std::string, std::int64_t> type_bytes;
@@ -129,7 +134,8 @@ Status run_inspect(const InspectOptions& options) {
   json["tokenizer"] = describe_tokenizer(tokenizer, files);
   json["tensor_types"] = type_bytes;
   json["memory_context"] = context;
-  json["memory"] = to_json(estimate_memory(config, options.common.kv, weights.bytes, context));
+  json["memory"] =
+      to_json(estimate_memory(config, choose_kv(options.common, files), weights.bytes, context));
   if (options.common.json) return print_json(json);
   return write_stdout(format_text(json));
 }

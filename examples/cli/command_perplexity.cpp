@@ -39,11 +39,10 @@ struct PerplexityReport {
 };
 
 Result<std::vector<std::int32_t>> read_ids(const PerplexityCommandOptions& options,
-                                           const ModelBundle& model) {
+                                           const LoadedModel& model) {
   std::vector<std::int32_t> ids;
   if (!options.ids_file.empty()) {
-    CHUNKLLM_ASSIGN_OR_RETURN(ids,
-                              read_ids_file(options.ids_file, model.backbone.config().vocab_size));
+    CHUNKLLM_ASSIGN_OR_RETURN(ids, read_ids_file(options.ids_file, model.config().vocab_size));
   } else {
     CHUNKLLM_ASSIGN_OR_RETURN(ids, encode_file(model.tokenizer, options.file));
   }
@@ -59,7 +58,7 @@ Status set_oracle(const PerplexityCommandOptions& options, const OpenModel& mode
   const MassRows rows =
       options.attention.oracle == OracleKind::kNext ? MassRows::kNext : MassRows::kSame;
   ProgressBar bar(options.common, "oracle", static_cast<std::int64_t>(ids.size()));
-  auto scorer = model.runner(plan.kv).make_oracle_scorer(
+  auto scorer = runner_of(model.kv).make_oracle_scorer(
       model, ids, plan.session.chunk, rows, [&](std::int64_t done) { return bar.update(done); },
       pool);
   if (!scorer.ok()) {
@@ -114,7 +113,7 @@ Status print_report(const PerplexityCommandOptions& options, const PerplexityRep
 /// Fills `report` on every way out.
 Status measure(const PerplexityCommandOptions& options, ThreadPool& pool,
                PerplexityReport& report) {
-  CHUNKLLM_ASSIGN_OR_RETURN(const OpenModel model, open_model(options.common, pool));
+  CHUNKLLM_ASSIGN_OR_RETURN(OpenModel model, open_model(options.common));
   CHUNKLLM_ASSIGN_OR_RETURN(const std::vector<std::int32_t> ids, read_ids(options, model));
   const auto num_tokens = static_cast<std::int64_t>(ids.size());
   if (num_tokens < 2) {
@@ -132,6 +131,7 @@ Status measure(const PerplexityCommandOptions& options, ThreadPool& pool,
                             plan_attention(options.common, options.attention, model, adapters,
                                            Task::kTeacherForced, num_tokens));
   report.attention = describe_attention(options.attention, plan);
+  CHUNKLLM_RETURN_IF_ERROR(load_weights(options.common, WeightPlaces::kWhereItRuns, pool, model));
   print_notes(options.common, plan);
   const Stopwatch watch;
   if (plan.scorer_kind == ScorerKind::kOracle && !plan.session.dense) {
@@ -155,6 +155,7 @@ Status run_perplexity(const PerplexityCommandOptions& options) {
   if (options.file.empty() == options.ids_file.empty()) {
     return invalid_argument("perplexity: expected either --file or --ids-file");
   }
+  CHUNKLLM_RETURN_IF_ERROR(check_device_settings(options.common, options.attention));
   ThreadPool pool(options.common.threads);
   PerplexityReport report;
   const Status status = measure(options, pool, report);

@@ -17,36 +17,38 @@
 
 namespace chunkllm::cli {
 
-/// What the `Evaluator` asks of a backbone: the host's, with sessions on the device.
+/// What the `Evaluator` asks of a backbone: sessions are the device's; layers, which oracles, mass
+/// recall and a Chunk Adapter's boundary F1 run, are the host's.
 class EvaluatedModel {
  public:
-  EvaluatedModel(const DecoderBackbone& host, const DeviceRunner& runner)
-      : host_(host), runner_(runner) {}
+  /// \param maybe_host  null where no task runs layers
+  EvaluatedModel(const DecoderBackbone* maybe_host, const DeviceRunner& runner)
+      : maybe_host_(maybe_host), runner_(runner) {}
 
   [[nodiscard]] const DeviceRunner& runner() const { return runner_; }
-  [[nodiscard]] const BackboneConfig& config() const { return host_.config(); }
-  [[nodiscard]] std::int64_t weight_bytes() const { return host_.weight_bytes(); }
+  [[nodiscard]] const BackboneConfig& config() const { return runner_.config(); }
+  [[nodiscard]] std::int64_t weight_bytes() const { return maybe_host_->weight_bytes(); }
   void embed(std::span<const std::int32_t> tokens, MatrixView<float> hidden) const {
-    host_.embed(tokens, hidden);
+    maybe_host_->embed(tokens, hidden);
   }
   void attention_input(std::int64_t layer, MatrixView<const float> hidden,
                        MatrixView<float> normed) const {
-    host_.attention_input(layer, hidden, normed);
+    maybe_host_->attention_input(layer, hidden, normed);
   }
   void project_qkv(std::int64_t layer, MatrixView<const float> normed, MatrixView<float> q,
                    MatrixView<float> k, MatrixView<float> v, ThreadPool& pool) const {
-    host_.project_qkv(layer, normed, q, k, v, pool);
+    maybe_host_->project_qkv(layer, normed, q, k, v, pool);
   }
   void finish_layer(std::int64_t layer, MatrixView<const float> attended, MatrixView<float> hidden,
                     ThreadPool& pool) const {
-    host_.finish_layer(layer, attended, hidden, pool);
+    maybe_host_->finish_layer(layer, attended, hidden, pool);
   }
   void logits(MatrixView<const float> hidden, MatrixView<float> logits, ThreadPool& pool) const {
-    host_.logits(hidden, logits, pool);
+    maybe_host_->logits(hidden, logits, pool);
   }
 
  private:
-  const DecoderBackbone& host_;
+  const DecoderBackbone* maybe_host_;
   const DeviceRunner& runner_;
 };
 

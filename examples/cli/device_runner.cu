@@ -4,14 +4,23 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cstddef>
 #include <limits>
+#include <string>
 #include <utility>
 
-#include "chunkllm/cuda/backbone_shapes.hpp"
+#include "chunkllm/cuda/cuda_status.hpp"
+#include "chunkllm/cuda/device_attribute.hpp"
 #include "chunkllm/cuda/device_session.hpp"
+#include "chunkllm/cuda/device_teacher.hpp"
 #include "chunkllm/eval/evaluate.hpp"
-#include "chunkllm/eval/oracle_scores.hpp"
+#include "chunkllm/kernels/embed_tokens.cuh"
 #include "device_evaluation.hpp"
+
+// What nvcc compiles for, such as "800,900".
+#define CHUNKLLM_CLI_TEXT_OF(...) #__VA_ARGS__
+#define CHUNKLLM_CLI_TEXT(...) CHUNKLLM_CLI_TEXT_OF(__VA_ARGS__)
+#define CHUNKLLM_CLI_BUILT_FOR CHUNKLLM_CLI_TEXT(__CUDA_ARCH_LIST__)
 
 namespace chunkllm::cli {
 namespace {
@@ -98,41 +107,37 @@ class TypedDeviceRunner final : public DeviceRunner {
   }
 
   Result<std::unique_ptr<AnySession>> make_session(
-      const ModelBundle& model, std::shared_ptr<const AnyScorer> scorer,
+      const LoadedModel& model, std::shared_ptr<const AnyScorer> scorer,
       std::shared_ptr<const ChunkAdapter> maybe_adapter, const SessionOptions& options,
       ThreadPool& /*pool*/) const override {
     return make_session(*scorer, maybe_adapter.get(), bytes_of(model.tokenizer), options);
   }
 
-  Result<std::shared_ptr<const AnyScorer>> make_oracle_scorer(
-      const ModelBundle& model, std::span<const std::int32_t> ids, const ChunkOptions& chunk,
-      MassRows rows, const Progress& progress, ThreadPool& pool) const override {
-    return runner_of(kHostKind).make_oracle_scorer(model, ids, chunk, rows, progress, pool);
+  Result<Teach> make_teacher(std::int64_t max_tokens) const override {
+    cuda::DeviceTeacherLimits limits;
+    limits.max_tokens = static_cast<std::int32_t>(max_tokens);
+    // Sentences of prose have 25 tokens and more; lines of code and verse may have 6.
+    limits.max_chunks = limits.max_triggers = static_cast<std::int32_t>(max_tokens / 6);
+    CHUNKLLM_ASSIGN_OR_RETURN(auto teacher, cuda::DeviceTeacher<T>::create(backbone_, limits));
+    const auto shared = std::make_shared<cuda::DeviceTeacher<T>>(std::move(teacher));
+    return Teach([shared](std::span<const std::int32_t> ids,
+                          std::span<const std::int64_t> chunk_ends,
+                          std::span<const std::int64_t> triggers) {
+      return shared->collect(ids, chunk_ends, triggers, ChunkOptions{}, KeyPooling::kMean);
+    });
   }
 
-  Result<TextChunks> chunks_by_adapter(const ModelBundle& model,
-                                       const std::shared_ptr<const ChunkAdapter>& adapter,
-                                       std::shared_ptr<const AnyScorer> scorer,
-                                       const SessionOptions& options,
-                                       std::span<const std::int32_t> ids, const Progress& progress,
-                                       ThreadPool& pool) const override {
-    return runner_of(kHostKind).chunks_by_adapter(model, adapter, std::move(scorer), options, ids,
-                                                  progress, pool);
-  }
-
-  Status evaluate(const ModelBundle& model, std::shared_ptr<const ChunkAdapter> maybe_adapter,
+  Status evaluate(const LoadedModel& model, std::shared_ptr<const ChunkAdapter> maybe_adapter,
                   const EvaluateOptions& options, std::span<const EvaluateText> texts,
                   const OnRow& on_row, const OnProgress& on_progress,
                   ThreadPool& pool) const override {
-    const EvaluatedModel evaluated(model.backbone, *this);
+    const EvaluatedModel evaluated(model.maybe_backbone.get(), *this);
     Evaluator<EvaluatedModel, Host, EvaluatedSession> evaluator(
         evaluated, model.tokenizer, std::move(maybe_adapter), options, pool);
     return evaluator.run(texts, on_row, on_progress);
   }
 
  private:
-  static constexpr KvKind kHostKind = std::is_same_v<Host, F16> ? KvKind::kF16 : KvKind::kBF16;
-
   static TokenBytes bytes_of(const BpeTokenizer& tokenizer) {
     return [&tokenizer](std::int32_t id) { return tokenizer.token_bytes(id); };
   }
@@ -146,9 +151,11 @@ class TypedDeviceRunner final : public DeviceRunner {
     if (options.dense || scorer.template get_if<MeanKeyScorer>() != nullptr) {
       return Result<cuda::DeviceScorer<T>>(cuda::DeviceScorer<T>::mean_key(config()));
     }
-    return unsupported(
-        "--device cuda: chunks are ranked by mean keys or QK Adapters there, expected --scorer "
-        "mean-key or adapter");
+    if (scorer.template get_if<RecentScorer>() != nullptr) {
+      return Result<cuda::DeviceScorer<T>>(cuda::DeviceScorer<T>::recent(config()));
+    }
+    return unsupported("--device cuda: a scorer without kernels, expected " +
+                       std::string(kDeviceScorers));
   }
 
   cuda::DeviceBackbone<T> backbone_;
@@ -161,9 +168,15 @@ Result<std::unique_ptr<const DeviceRunner>> make_runner(Result<cuda::DeviceBackb
       std::make_unique<TypedDeviceRunner<T, Host>>(std::move(backbone).value()));
 }
 
-Status check_kind(KvKind kv) {
-  if (kv != KvKind::kF32) return {};
-  return unsupported("--kv f32: on the device weights, keys and values are f16 or bf16");
+/// What can be told before weights are loaded.
+Status check_shapes(const BackboneConfig& config, KvKind kv) {
+  CHUNKLLM_RETURN_IF_ERROR(check_cuda());
+  if (kv == KvKind::kF32) {
+    return unsupported("--kv f32: on the device weights, keys and values are f16 or bf16");
+  }
+  // The same for both types.
+  CHUNKLLM_RETURN_IF_ERROR(cuda::DeviceBackbone<__half>::check_shapes(config));
+  return cuda::DecodeStep<__half>::check_shapes(config);
 }
 
 template <typename T>
@@ -176,18 +189,45 @@ Result<cuda::DeviceBackbone<T>> random_backbone(const BackboneConfig& config) {
 
 Status check_cuda() {
   int count = 0;
-  const cudaError_t error = cudaGetDeviceCount(&count);
-  if (error == cudaSuccess && count > 0) return {};
-  return unsupported(std::string("--device cuda: no CUDA GPU was found (") +
-                     (error == cudaSuccess ? "none installed" : cudaGetErrorString(error)) +
-                     "), expected cpu");
+  const Status counted = cuda::cuda_status(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
+  if (!counted.ok() || count == 0) {
+    return unsupported("--device cuda: no CUDA GPU was found (" +
+                       (counted.ok() ? "none installed" : counted.message()) + "), expected cpu");
+  }
+  cudaFuncAttributes attributes = {};
+  const Status has_code = cuda::cuda_status(
+      cudaFuncGetAttributes(&attributes, kernels::embed_tokens_kernel<__half>), "device code");
+  if (has_code.ok()) return {};
+  CHUNKLLM_ASSIGN_OR_RETURN(const int major,
+                            cuda::device_attribute(cudaDevAttrComputeCapabilityMajor));
+  CHUNKLLM_ASSIGN_OR_RETURN(const int minor,
+                            cuda::device_attribute(cudaDevAttrComputeCapabilityMinor));
+  return unsupported("--device cuda: the GPU is of compute capability " + std::to_string(major) +
+                     "." + std::to_string(minor) +
+                     ", this build has device code for " CHUNKLLM_CLI_BUILT_FOR
+                     " (compute capability times 100): expected a build whose "
+                     "CHUNKLLM_CUDA_ARCHITECTURES names it; " +
+                     has_code.message());
+}
+
+Result<DeviceFacts> device_facts() {
+  CHUNKLLM_RETURN_IF_ERROR(check_cuda());
+  int device = 0;
+  cudaDeviceProp properties = {};
+  std::size_t free_bytes = 0;
+  std::size_t all_bytes = 0;
+  CHUNKLLM_RETURN_IF_ERROR(cuda::cuda_status(cudaGetDevice(&device), "cudaGetDevice"));
+  CHUNKLLM_RETURN_IF_ERROR(
+      cuda::cuda_status(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties"));
+  CHUNKLLM_RETURN_IF_ERROR(
+      cuda::cuda_status(cudaMemGetInfo(&free_bytes, &all_bytes), "cudaMemGetInfo"));
+  return DeviceFacts{properties.name, static_cast<std::int64_t>(free_bytes)};
 }
 
 Result<std::unique_ptr<const DeviceRunner>> load_device_runner(const ModelFiles& files, KvKind kv,
                                                                ThreadPool& pool,
                                                                const LoadProgress& progress) {
-  CHUNKLLM_RETURN_IF_ERROR(check_cuda());
-  CHUNKLLM_RETURN_IF_ERROR(check_kind(kv));
+  CHUNKLLM_RETURN_IF_ERROR(check_shapes(files.config(), kv));
   if (kv == KvKind::kBF16) {
     return make_runner<__nv_bfloat16, BF16>(
         cuda::DeviceBackbone<__nv_bfloat16>::load(files, pool, progress));
@@ -195,15 +235,13 @@ Result<std::unique_ptr<const DeviceRunner>> load_device_runner(const ModelFiles&
   return make_runner<__half, F16>(cuda::DeviceBackbone<__half>::load(files, pool, progress));
 }
 
-Result<std::unique_ptr<const DeviceRunner>> random_device_runner(std::string_view shape,
+Result<std::unique_ptr<const DeviceRunner>> random_device_runner(const BackboneConfig& shape,
                                                                  KvKind kv) {
-  CHUNKLLM_RETURN_IF_ERROR(check_cuda());
-  CHUNKLLM_RETURN_IF_ERROR(check_kind(kv));
-  CHUNKLLM_ASSIGN_OR_RETURN(const BackboneConfig config, cuda::backbone_shape(shape));
+  CHUNKLLM_RETURN_IF_ERROR(check_shapes(shape, kv));
   if (kv == KvKind::kBF16) {
-    return make_runner<__nv_bfloat16, BF16>(random_backbone<__nv_bfloat16>(config));
+    return make_runner<__nv_bfloat16, BF16>(random_backbone<__nv_bfloat16>(shape));
   }
-  return make_runner<__half, F16>(random_backbone<__half>(config));
+  return make_runner<__half, F16>(random_backbone<__half>(shape));
 }
 
 }  // namespace chunkllm::cli

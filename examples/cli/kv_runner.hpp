@@ -14,9 +14,9 @@
 #include "chunkllm/eval/chunk_mass.hpp"
 #include "chunkllm/eval/evaluate_plan.hpp"
 #include "chunkllm/eval/text_chunks.hpp"
-#include "chunkllm/infer/model_bundle.hpp"
 #include "chunkllm/infer/session.hpp"
 #include "kv_kind.hpp"
+#include "loaded_model.hpp"
 
 namespace chunkllm::cli {
 
@@ -72,41 +72,49 @@ class AnySession {
   Backbone backbone_{*this};
 };
 
-/// All that the program does with keys and values of one type. The templates behind it take long to
-/// compile: each type has one source file, and the commands see only this.
-class KvRunner {
+/// What the program does with a model wherever it runs.
+class ModelRunner {
  public:
   using OnRow = std::function<Status(const EvaluateRow&)>;
   using OnProgress =
       std::function<bool(std::string_view label, std::int64_t done, std::int64_t total)>;
 
-  KvRunner() = default;
-  KvRunner(const KvRunner&) = delete;
-  KvRunner& operator=(const KvRunner&) = delete;
+  ModelRunner() = default;
+  ModelRunner(const ModelRunner&) = delete;
+  ModelRunner& operator=(const ModelRunner&) = delete;
 
   /// A session; the model and the pool must outlive it.
   virtual Result<std::unique_ptr<AnySession>> make_session(
-      const ModelBundle& model, std::shared_ptr<const AnyScorer> scorer,
+      const LoadedModel& model, std::shared_ptr<const AnyScorer> scorer,
       std::shared_ptr<const ChunkAdapter> maybe_adapter, const SessionOptions& options,
       ThreadPool& pool) const = 0;
 
-  /// The first of the oracle's two passes: `chunkllm::make_oracle_scorer`.
-  virtual Result<std::shared_ptr<const AnyScorer>> make_oracle_scorer(
-      const ModelBundle& model, std::span<const std::int32_t> ids, const ChunkOptions& chunk,
-      MassRows rows, const Progress& progress, ThreadPool& pool) const = 0;
-
-  /// The chunks of a text by a Chunk Adapter: `chunkllm::chunks_by_adapter`.
-  virtual Result<TextChunks> chunks_by_adapter(
-      const ModelBundle& model, const std::shared_ptr<const ChunkAdapter>& adapter,
-      std::shared_ptr<const AnyScorer> scorer, const SessionOptions& options,
-      std::span<const std::int32_t> ids, const Progress& progress, ThreadPool& pool) const = 0;
-
   /// `Evaluator::run`.
-  virtual Status evaluate(const ModelBundle& model,
+  virtual Status evaluate(const LoadedModel& model,
                           std::shared_ptr<const ChunkAdapter> maybe_adapter,
                           const EvaluateOptions& options, std::span<const EvaluateText> texts,
                           const OnRow& on_row, const OnProgress& on_progress,
                           ThreadPool& pool) const = 0;
+
+ protected:
+  ~ModelRunner() = default;
+};
+
+/// All that the program does on the CPU with keys and values of one type; models must have their
+/// weights in the host's memory. The templates behind it take long to compile: each type has one
+/// source file, and the commands see only this.
+class KvRunner : public ModelRunner {
+ public:
+  /// The first of the oracle's two passes: `chunkllm::make_oracle_scorer`.
+  virtual Result<std::shared_ptr<const AnyScorer>> make_oracle_scorer(
+      const LoadedModel& model, std::span<const std::int32_t> ids, const ChunkOptions& chunk,
+      MassRows rows, const Progress& progress, ThreadPool& pool) const = 0;
+
+  /// The chunks of a text by a Chunk Adapter: `chunkllm::chunks_by_adapter`.
+  virtual Result<TextChunks> chunks_by_adapter(
+      const LoadedModel& model, const std::shared_ptr<const ChunkAdapter>& adapter,
+      std::shared_ptr<const AnyScorer> scorer, const SessionOptions& options,
+      std::span<const std::int32_t> ids, const Progress& progress, ThreadPool& pool) const = 0;
 
  protected:
   ~KvRunner() = default;

@@ -12,6 +12,7 @@
 #include "chunkllm/io/json.hpp"
 #include "chunkllm/io/mapped_file.hpp"
 #include "chunkllm/model/rope.hpp"
+#include "chunkllm/model/tensor_names.hpp"
 #include "chunkllm/text/utf8.hpp"
 #include "output.hpp"
 #include "progress_bar.hpp"
@@ -98,36 +99,116 @@ std::string shipped_adapters(const std::string& fingerprint) {
   return "";
 }
 
-Status check_memory(const ModelBundle& model, KvKind kv, std::int64_t num_tokens) {
-  const std::int64_t memory = physical_memory_bytes();
-  const std::int64_t per_token = kv_bytes_per_token(model.backbone.config(), kv);
-  if (memory <= 0 || num_tokens <= memory / per_token) return {};
-  return resource_exhausted(std::to_string(num_tokens) + " tokens: their keys and values take " +
-                            format_bytes(per_token) + " each, more than the machine's " +
-                            format_bytes(memory) + " in all");
+/// Bytes of a model's weights on the device: matrices of 16 bits, vectors f32.
+std::int64_t device_weight_bytes(const BackboneConfig& config) {
+  std::int64_t bytes = 0;
+  for (const ExpectedTensor& tensor : expected_tensors(config)) {
+    bytes += tensor.rows * tensor.cols * (tensor.rows == 1 ? 4 : 2);
+  }
+  return bytes;
+}
+
+Status check_memory(const CommonOptions& options, const OpenModel& model, std::int64_t num_tokens) {
+  const std::int64_t per_token = kv_bytes_per_token(model.config(), model.kv);
+  const auto too_many = [&](const std::string& limit) {
+    return resource_exhausted(std::to_string(num_tokens) + " tokens: their keys and values take " +
+                              format_bytes(per_token) + " each, more than " + limit);
+  };
+  if (!options.cuda) {
+    const std::int64_t memory = physical_memory_bytes();
+    if (memory <= 0 || num_tokens <= memory / per_token) return {};
+    return too_many("the machine's " + format_bytes(memory) + " in all");
+  }
+  CHUNKLLM_ASSIGN_OR_RETURN(const DeviceFacts device, device_facts());
+  const std::int64_t weights = device_weight_bytes(model.config());
+  if (num_tokens <= std::max<std::int64_t>(0, device.free_bytes - weights) / per_token) return {};
+  return too_many("the device's " + format_bytes(device.free_bytes) +
+                  " that are free, less weights of " + format_bytes(weights) +
+                  ": expected fewer tokens, or a smaller model");
 }
 
 }  // namespace
 
 Status check_device(const CommonOptions& options) {
-  return options.cuda ? check_cuda() : Status();
+  if (!options.cuda) return {};
+  if (options.weights != WeightFormat::kKeep) {
+    return invalid_argument(
+        "--weights: with --device cuda weights are held as --kv says, f16 or bf16; expected keep");
+  }
+  if (options.maybe_kv == KvKind::kF32) {
+    return invalid_argument(
+        "--kv f32: with --device cuda weights, keys and values are of 16 bits, expected f16 or "
+        "bf16");
+  }
+  return check_cuda();
 }
 
-Result<OpenModel> open_model(const CommonOptions& options, ThreadPool& pool) {
-  CHUNKLLM_RETURN_IF_ERROR(check_device(options));
+Status check_device_scorer(const CommonOptions& options, ScorerKind scorer) {
+  using enum ScorerKind;
+  if (!options.cuda || scorer == kAdapter || scorer == kMeanKey || scorer == kRecent) return {};
+  return invalid_argument("--scorer " + std::string(to_string(scorer)) +
+                          ": not with --device cuda, expected " + std::string(kDeviceScorers));
+}
+
+Status check_device_refresh(const CommonOptions& options, const RefreshPolicy& refresh,
+                            Selection selection, bool has_chunk_adapter) {
+  if (!options.cuda || refresh.kind == RefreshPolicy::Kind::kBoundary) return {};
+  if (selection != Selection::kLayer && !has_chunk_adapter) return {};
+  return invalid_argument(
+      std::string("--refresh: with --device cuda ") +
+      (has_chunk_adapter ? "boundaries of a Chunk Adapter" : "layers with sets of their own") +
+      " refresh at boundaries only, expected boundary" +
+      (has_chunk_adapter ? "" : ", or --selection max, vote or soft"));
+}
+
+Status check_device_settings(const CommonOptions& common, const AttentionOptions& attention) {
+  if (!attention.dense) {
+    if (attention.scorer) CHUNKLLM_RETURN_IF_ERROR(check_device_scorer(common, *attention.scorer));
+    CHUNKLLM_RETURN_IF_ERROR(check_device_refresh(common, attention.refresh,
+                                                  attention.selection.value_or(Selection::kMax),
+                                                  /*has_chunk_adapter=*/false));
+  }
+  return check_device(common);
+}
+
+KvKind choose_kv(const CommonOptions& options, const ModelFiles& files) {
+  if (options.maybe_kv) return *options.maybe_kv;
+  const Result<TensorBytes> embedding = files.tensor("model.embed_tokens.weight");
+  const bool is_bf16 = embedding.ok() && embedding->dtype == DType::kBF16;
+  return options.cuda && is_bf16 ? KvKind::kBF16 : KvKind::kF16;
+}
+
+Result<OpenModel> open_model(const CommonOptions& options) {
+  CHUNKLLM_ASSIGN_OR_RETURN(ModelFiles files, ModelFiles::open(options.model));
+  CHUNKLLM_ASSIGN_OR_RETURN(BpeTokenizer tokenizer, load_tokenizer(files));
+  const KvKind kv = choose_kv(options, files);
+  std::vector<std::int32_t> end_ids = end_token_ids(files, tokenizer);
+  return Result<OpenModel>(OpenModel{
+      {std::move(files), std::move(tokenizer), std::move(end_ids), nullptr}, kv, nullptr});
+}
+
+Status load_weights(const CommonOptions& options, WeightPlaces places, ThreadPool& pool,
+                    OpenModel& model) {
   ProgressBar bar(options, "loading", 0);
   const auto progress = [&](std::int64_t done, std::int64_t total) {
     return bar.update(done, total);
   };
-  CHUNKLLM_ASSIGN_OR_RETURN(ModelBundle bundle,
-                            ModelBundle::open(options.model, options.weights, pool, progress));
-  OpenModel model{std::move(bundle), nullptr};
+  const auto named = [&](const Status& status) {
+    return status.code() == StatusCode::kInterrupted ? status : status.with_context(options.model);
+  };
+  if (!options.cuda || places == WeightPlaces::kHostToo) {
+    Result<DecoderBackbone> backbone =
+        DecoderBackbone::load(model.files, options.weights, pool, progress);
+    if (!backbone.ok()) return named(backbone.status());
+    model.maybe_backbone = std::make_unique<const DecoderBackbone>(std::move(backbone).value());
+  }
   if (options.cuda) {
-    auto device = load_device_runner(model.files, options.kv, pool, progress);
-    if (!device.ok()) return device.status();
+    auto device = load_device_runner(model.files, model.kv, pool, progress);
+    if (!device.ok()) return named(device.status());
     model.maybe_device = std::move(device).value();
   }
-  return Result<OpenModel>(std::move(model));
+  model.files.drop_pages();
+  return {};
 }
 
 Result<Adapters> find_adapters(const AttentionOptions& options, const ModelFiles& files) {
@@ -167,11 +248,10 @@ std::string boundary_note(const Adapters& adapters) {
 }
 
 Result<AttentionPlan> plan_attention(const CommonOptions& common, const AttentionOptions& options,
-                                     const ModelBundle& model, const Adapters& adapters, Task task,
+                                     const OpenModel& model, const Adapters& adapters, Task task,
                                      std::int64_t num_tokens) {
-  const BackboneConfig& config = model.backbone.config();
+  const BackboneConfig& config = model.config();
   AttentionPlan plan;
-  plan.kv = common.kv;
   plan.adapters_path = adapters.path;
   plan.maybe_chunk_adapter = adapters.maybe_chunk_adapter;
   CHUNKLLM_ASSIGN_OR_RETURN(plan.scorer_kind, choose_scorer(options, adapters, task, num_tokens));
@@ -196,6 +276,11 @@ Result<AttentionPlan> plan_attention(const CommonOptions& common, const Attentio
     if (!options.is_head_join_given) session.chunk.head_join = adapters.head_join;
   }
   CHUNKLLM_RETURN_IF_ERROR(validate(session.chunk));
+  if (!options.dense) {
+    CHUNKLLM_RETURN_IF_ERROR(check_device_refresh(common, session.chunk.refresh,
+                                                  session.chunk.selection,
+                                                  adapters.maybe_chunk_adapter != nullptr));
+  }
   // Teacher-forced reading is decoding, unless --prefill chunk asks for the sets of a prompt.
   if (options.dense_prefill == false) plan.read_mode = ReadMode::kLayerLocal;
 
@@ -206,14 +291,14 @@ Result<AttentionPlan> plan_attention(const CommonOptions& common, const Attentio
   }
   CHUNKLLM_ASSIGN_OR_RETURN(
       session.positions, choose_positions(options, session.chunk, config, num_tokens, plan.notes));
-  CHUNKLLM_RETURN_IF_ERROR(check_memory(model, common.kv, num_tokens));
+  CHUNKLLM_RETURN_IF_ERROR(check_memory(common, model, num_tokens));
   return plan;
 }
 
 Result<std::unique_ptr<AnySession>> make_session(const OpenModel& model, const AttentionPlan& plan,
                                                  ThreadPool& pool) {
-  return model.runner(plan.kv).make_session(model, plan.scorer, plan.maybe_chunk_adapter,
-                                            plan.session, pool);
+  return model.runner().make_session(model, plan.scorer, plan.maybe_chunk_adapter, plan.session,
+                                     pool);
 }
 
 Status as_model_fault(const Status& status, const CommonOptions& options) {

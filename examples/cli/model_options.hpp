@@ -13,7 +13,6 @@
 #include "chunkllm/chunk/any_scorer.hpp"
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/core/thread_pool.hpp"
-#include "chunkllm/infer/model_bundle.hpp"
 #include "chunkllm/infer/session.hpp"
 #include "device_runner.hpp"
 #include "kv_runner.hpp"
@@ -22,23 +21,54 @@
 
 namespace chunkllm::cli {
 
-/// Errors: kUnsupported for --device cuda in a build or on a machine without it.
+/// Whether the common flags fit the device, and the device is there: to be asked before any work.
+///
+/// Errors: kInvalidArgument for --weights and --kv that the device has not; kUnsupported for
+///         --device cuda in a build or on a machine without it.
 Status check_device(const CommonOptions& options);
 
+/// As above with the flags for attention. Errors: kInvalidArgument, too, for a scorer or a refresh
+/// that the device has not.
+Status check_device_settings(const CommonOptions& common, const AttentionOptions& attention);
+
+/// One of several scorers. Errors: kInvalidArgument where the device has not got it.
+Status check_device_scorer(const CommonOptions& options, ScorerKind scorer);
+
+/// A refresh, once it is known who finds the boundaries. Errors: kInvalidArgument.
+Status check_device_refresh(const CommonOptions& options, const RefreshPolicy& refresh,
+                            Selection selection, bool has_chunk_adapter);
+
+/// The type of keys and values, and on the device of the weights: `--kv`; else f16, but on the
+/// device bf16 where the file's embedding is, whose range f16 does not hold.
+KvKind choose_kv(const CommonOptions& options, const ModelFiles& files);
+
 /// A model and where it runs.
-struct OpenModel : ModelBundle {
+struct OpenModel : LoadedModel {
+  KvKind kv = KvKind::kF16;
   std::unique_ptr<const DeviceRunner> maybe_device;  ///< --device cuda
 
-  [[nodiscard]] const KvRunner& runner(KvKind kv) const {
+  [[nodiscard]] const ModelRunner& runner() const {
     if (maybe_device != nullptr) return *maybe_device;
     return runner_of(kv);
   }
 };
 
-/// Opens `--model` with a progress bar; Ctrl-C stops it with kInterrupted.
+/// Opens the files of `--model`; `load_weights` brings the rest.
 ///
-/// Errors: those of `check_device`, `ModelBundle::open` and `load_device_runner`.
-Result<OpenModel> open_model(const CommonOptions& options, ThreadPool& pool);
+/// Errors: those of `ModelFiles::open` and `load_tokenizer`.
+Result<OpenModel> open_model(const CommonOptions& options);
+
+/// Whose memory the weights go to.
+enum class WeightPlaces : std::uint8_t {
+  kWhereItRuns,  ///< --device's
+  kHostToo       ///< with --device cuda the host's besides, for what runs on the CPU
+};
+
+/// Loads the weights with a progress bar; Ctrl-C stops it with kInterrupted.
+///
+/// Errors: those of `DecoderBackbone::load` and `load_device_runner`.
+Status load_weights(const CommonOptions& options, WeightPlaces places, ThreadPool& pool,
+                    OpenModel& model);
 
 /// Trained adapters for a model; empty members where there are none.
 struct Adapters {
@@ -72,7 +102,6 @@ struct AttentionPlan {
   /// `make_session`.
   std::shared_ptr<const AnyScorer> scorer;
   std::shared_ptr<const ChunkAdapter> maybe_chunk_adapter;
-  KvKind kv = KvKind::kF16;
   std::string adapters_path;  ///< empty: training-free
   /// What the user should know: positions, training-free scoring. See `print_notes`.
   std::vector<std::string> notes;
@@ -81,13 +110,15 @@ struct AttentionPlan {
   ReadMode read_mode = ReadMode::kAsDecode;
 };
 
-/// Decides scorer, selection, positions and prefill.
+/// Decides scorer, selection, positions and prefill. Needs no weights, and on the device must come
+/// before them: it asks for the memory that is free.
 ///
 /// \param num_tokens  prompt and new tokens
-/// Errors: kInvalidArgument for settings that contradict each other or the model's window;
-///         kResourceExhausted where the KV cache of `num_tokens` exceeds the machine's memory.
+/// Errors: kInvalidArgument for settings that contradict each other, the device or the model's
+///         window; kResourceExhausted where the KV cache of `num_tokens` exceeds the machine's
+///         memory, or with the weights what is free of the device's.
 Result<AttentionPlan> plan_attention(const CommonOptions& common, const AttentionOptions& options,
-                                     const ModelBundle& model, const Adapters& adapters, Task task,
+                                     const OpenModel& model, const Adapters& adapters, Task task,
                                      std::int64_t num_tokens);
 
 /// Who ranks the chunks; not for the oracle, whose scores `KvRunner::make_oracle_scorer` finds.

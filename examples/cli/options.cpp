@@ -137,19 +137,24 @@ void add_common_options(CLI::App& command, CommonOptions& options) {
                     options.cuda, "Where the model runs: cpu or cuda [cpu]")
       ->type_name("NAME")
       ->group(group);
-  add_parsed_option(command, "--weights",
-                    one_of<WeightFormat>({{"keep", WeightFormat::kKeep},
-                                          {"f32", WeightFormat::kF32},
-                                          {"bf16", WeightFormat::kBF16},
-                                          {"int8", WeightFormat::kInt8}}),
-                    options.weights,
-                    "How matrix weights are held: keep (as in the file), f32, bf16, int8 [keep]")
+  add_parsed_option(
+      command, "--weights",
+      one_of<WeightFormat>({{"keep", WeightFormat::kKeep},
+                            {"f32", WeightFormat::kF32},
+                            {"bf16", WeightFormat::kBF16},
+                            {"int8", WeightFormat::kInt8}}),
+      options.weights,
+      "How matrix weights are held: keep (as in the file), f32, bf16, int8 [keep]; with "
+      "--device cuda only keep")
       ->type_name("TYPE")
       ->group(group);
   add_parsed_option(
       command, "--kv",
       one_of<KvKind>({{"f16", KvKind::kF16}, {"bf16", KvKind::kBF16}, {"f32", KvKind::kF32}}),
-      options.kv, "Type of the cached keys and values: f16, bf16, f32 [f16]")
+      options.maybe_kv,
+      "Type of the cached keys and values: f16, bf16, f32 [f16]; with --device cuda of the "
+      "weights, "
+      "too, and not f32 [bf16 where the file's are, else f16]")
       ->type_name("TYPE")
       ->group(group);
   command.add_flag("--json", options.json, "One JSON object on stdout and nothing else there")

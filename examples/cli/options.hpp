@@ -34,7 +34,7 @@ struct CommonOptions {
   bool quiet = false;
   bool cuda = false;  ///< --device cuda
   WeightFormat weights = WeightFormat::kKeep;
-  KvKind kv = KvKind::kF16;
+  std::optional<KvKind> maybe_kv;  ///< not given: see `choose_kv`
 };
 
 /// What `generate`, `perplexity`, `evaluate` and `bench` take. Empty optionals: not given, decided

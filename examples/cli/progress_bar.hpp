@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "chunkllm/core/status.hpp"
 #include "options.hpp"
@@ -25,6 +26,9 @@ class ProgressBar {
   bool update(std::int64_t done);
   /// The same where the total is known only now.
   bool update(std::int64_t done, std::int64_t total);
+
+  /// Another text in front of the bar, from the next update on.
+  void set_label(std::string label) { label_ = std::move(label); }
 
   /// `status`, and where the work was interrupted, how far it came: "interrupted after 3 of 8
   /// tokens".

@@ -63,38 +63,40 @@ template <typename KvType>
 class TypedKvRunner final : public KvRunner {
  public:
   Result<std::unique_ptr<AnySession>> make_session(
-      const ModelBundle& model, std::shared_ptr<const AnyScorer> scorer,
+      const LoadedModel& model, std::shared_ptr<const AnyScorer> scorer,
       std::shared_ptr<const ChunkAdapter> maybe_adapter, const SessionOptions& options,
       ThreadPool& pool) const override {
     using Typed = TypedSession<KvType>;
-    auto session = Typed::Inner::create(model.backbone, std::move(scorer), std::move(maybe_adapter),
-                                        bytes_of(model.tokenizer), options, pool);
+    auto session =
+        Typed::Inner::create(*model.maybe_backbone, std::move(scorer), std::move(maybe_adapter),
+                             bytes_of(model.tokenizer), options, pool);
     if (!session.ok()) return session.status();
     return std::unique_ptr<AnySession>(std::make_unique<Typed>(std::move(session).value()));
   }
 
   Result<std::shared_ptr<const AnyScorer>> make_oracle_scorer(
-      const ModelBundle& model, std::span<const std::int32_t> ids, const ChunkOptions& chunk,
+      const LoadedModel& model, std::span<const std::int32_t> ids, const ChunkOptions& chunk,
       MassRows rows, const Progress& progress, ThreadPool& pool) const override {
-    return chunkllm::make_oracle_scorer<KvType>(model.backbone, ids, bytes_of(model.tokenizer),
-                                                chunk, rows, /*prompt_len=*/0, progress, pool);
+    return chunkllm::make_oracle_scorer<KvType>(*model.maybe_backbone, ids,
+                                                bytes_of(model.tokenizer), chunk, rows,
+                                                /*prompt_len=*/0, progress, pool);
   }
 
-  Result<TextChunks> chunks_by_adapter(const ModelBundle& model,
+  Result<TextChunks> chunks_by_adapter(const LoadedModel& model,
                                        const std::shared_ptr<const ChunkAdapter>& adapter,
                                        std::shared_ptr<const AnyScorer> scorer,
                                        const SessionOptions& options,
                                        std::span<const std::int32_t> ids, const Progress& progress,
                                        ThreadPool& pool) const override {
-    return chunkllm::chunks_by_adapter<KvType>(model.backbone, adapter, std::move(scorer), options,
-                                               ids, progress, pool);
+    return chunkllm::chunks_by_adapter<KvType>(*model.maybe_backbone, adapter, std::move(scorer),
+                                               options, ids, progress, pool);
   }
 
-  Status evaluate(const ModelBundle& model, std::shared_ptr<const ChunkAdapter> maybe_adapter,
+  Status evaluate(const LoadedModel& model, std::shared_ptr<const ChunkAdapter> maybe_adapter,
                   const EvaluateOptions& options, std::span<const EvaluateText> texts,
                   const OnRow& on_row, const OnProgress& on_progress,
                   ThreadPool& pool) const override {
-    Evaluator<DecoderBackbone, KvType> evaluator(model.backbone, model.tokenizer,
+    Evaluator<DecoderBackbone, KvType> evaluator(*model.maybe_backbone, model.tokenizer,
                                                  std::move(maybe_adapter), options, pool);
     return evaluator.run(texts, on_row, on_progress);
   }

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "chunkllm/kernels/batch_state.cuh"
 #include "chunkllm/kernels/embed_tokens.cuh"
 #include "chunkllm/kernels/next_token.cuh"
 #include "chunkllm/kernels/random_weights.cuh"
@@ -357,15 +358,34 @@ TEST(BackboneKernelRefusals, SayWhatIsSupported) {
   norm.residual_stride = 65;
   EXPECT_EQ(launch_rms_norm(norm, nullptr).code(), StatusCode::kInvalidArgument);
 
+  norm.residual_stride = 64;
+  norm.num_rows = 2;
+  for (std::int64_t* stride : {&norm.residual_stride, &norm.update_stride, &norm.normed_stride}) {
+    *stride = 56;
+    EXPECT_EQ(launch_rms_norm(norm, nullptr).code(), StatusCode::kInvalidArgument);
+    *stride = 0;
+  }
+
   SiluGateArgs<__half> silu{half, 16, nullptr, half, 8, 1, 4};
   EXPECT_EQ(launch_silu_gate(silu, nullptr).code(), StatusCode::kInvalidArgument);
   silu.inner = 8;
   silu.gate_up += 1;
   EXPECT_EQ(launch_silu_gate(silu, nullptr).code(), StatusCode::kInvalidArgument);
+  silu.gate_up -= 1;
+  silu.num_rows = 2;
+  silu.gate_up_stride = 8;
+  EXPECT_EQ(launch_silu_gate(silu, nullptr).code(), StatusCode::kInvalidArgument);
+  silu.gate_up_stride = 16;
+  silu.inner = 8;
+  silu.out_stride = -8;
+  EXPECT_EQ(launch_silu_gate(silu, nullptr).code(), StatusCode::kInvalidArgument);
 
   EmbedTokensArgs<__half> embed;
   EXPECT_TRUE(launch_embed_tokens(embed, nullptr).ok());
   embed.num_rows = 1;
+  EXPECT_EQ(launch_embed_tokens(embed, nullptr).code(), StatusCode::kInvalidArgument);
+
+  embed = {half, 10, 16, reinterpret_cast<const std::int32_t*>(half), 2, single, 8};
   EXPECT_EQ(launch_embed_tokens(embed, nullptr).code(), StatusCode::kInvalidArgument);
 
   RopeStoreArgs<__half> rope;
@@ -385,6 +405,48 @@ TEST(BackboneKernelRefusals, SayWhatIsSupported) {
   next.logits = single;
   next.vocab_size = 10;
   EXPECT_EQ(launch_next_token(next, nullptr).code(), StatusCode::kInvalidArgument);
+  next.maybe_tokens = reinterpret_cast<std::int32_t*>(half);
+  next.num_rows = 2;
+  next.logits_stride = 9;
+  EXPECT_EQ(launch_next_token(next, nullptr).code(), StatusCode::kInvalidArgument);
+}
+
+TEST(BatchStateRefusals, SayWhatIsExpected) {
+  constexpr auto kInvalid = StatusCode::kInvalidArgument;
+  std::int32_t ints[8] = {};
+  std::uint8_t active[2] = {};
+  EXPECT_TRUE(launch_advance_tokens(nullptr, nullptr, 0, nullptr, 0, nullptr).ok());
+  EXPECT_EQ(launch_advance_tokens(ints, active, 4, ints, -1, nullptr).code(), kInvalid);
+  EXPECT_EQ(launch_advance_tokens(ints, active, -4, ints, 1, nullptr).code(), kInvalid);
+  EXPECT_EQ(launch_advance_tokens(ints, nullptr, 4, ints, 1, nullptr).code(), kInvalid);
+  EXPECT_TRUE(launch_take_tokens(nullptr, nullptr, nullptr, 0, nullptr).ok());
+  EXPECT_EQ(launch_take_tokens(ints, ints, ints, -1, nullptr).code(), kInvalid);
+  EXPECT_EQ(launch_take_tokens(ints, ints, nullptr, 1, nullptr).code(), kInvalid);
+
+  const cuda::DeviceAttendedSets sets{ints, ints, ints, 2, 2};
+  EXPECT_EQ(launch_copy_set(sets, 2, sets, 0, nullptr).code(), kInvalid);
+  EXPECT_EQ(launch_copy_set(sets, 0, sets, -1, nullptr).code(), kInvalid);
+  cuda::DeviceAttendedSets listless = sets;
+  listless.span_tokens = nullptr;
+  EXPECT_EQ(launch_copy_set(sets, 0, listless, 0, nullptr).code(), kInvalid);
+
+  EXPECT_TRUE(launch_spread_sets({}, nullptr, 1, 1, nullptr).ok());
+  EXPECT_EQ(launch_spread_sets(sets, ints, 2, -1, nullptr).code(), kInvalid);
+  EXPECT_EQ(launch_spread_sets(sets, ints, 2, 2, nullptr).code(), kInvalid) << "four sets";
+  EXPECT_EQ(launch_spread_sets(sets, nullptr, 2, 1, nullptr).code(), kInvalid);
+  cuda::DeviceAttendedSets many = sets;
+  many.num_sets = 2 * 65536;
+  EXPECT_EQ(launch_spread_sets(many, ints, 2, 65536, nullptr).code(), StatusCode::kUnsupported);
+
+  alignas(16) float floats[16] = {};
+  EXPECT_TRUE(launch_boundary_probabilities(nullptr, 0, 0, nullptr, 0.0F, nullptr, nullptr).ok());
+  const auto probabilities = [&](const float* hidden, std::int32_t rows, std::int32_t size) {
+    return launch_boundary_probabilities(hidden, rows, size, floats, 0.0F, floats, nullptr).code();
+  };
+  EXPECT_EQ(probabilities(floats, -1, 8), kInvalid);
+  EXPECT_EQ(probabilities(floats, 1, 0), kInvalid);
+  EXPECT_EQ(probabilities(nullptr, 1, 8), kInvalid);
+  EXPECT_EQ(probabilities(floats + 1, 1, 8), kInvalid);
 }
 
 }  // namespace

@@ -15,6 +15,7 @@
 #include "chunkllm/chunk/chunk_attention.hpp"
 #include "cuda/support/decode_problem.cuh"
 #include "cuda/support/device.hpp"
+#include "cuda/support/two_threads.hpp"
 #include "support/compare.hpp"
 
 namespace chunkllm::kernels {
@@ -422,10 +423,10 @@ TEST(ChunkDecodeAttentionArgs, WhatIsNotSupportedIsRefused) {
   EXPECT_EQ(code([](Args& a) { a.num_seqs = 2; }), kInvalid);
   EXPECT_EQ(code([](Args& a) { a.q = nullptr; }), kInvalid);
   EXPECT_EQ(code([](Args& a) { a.num_tokens = nullptr; }), kInvalid);
-  EXPECT_EQ(code([](Args& a) { a.q += 1; }), kUnsupported);
-  EXPECT_EQ(code([](Args& a) { a.out += 4; }), kUnsupported);
-  EXPECT_EQ(code([](Args& a) { a.kv.keys += 7; }), kUnsupported);
-  EXPECT_EQ(code([](Args& a) { a.kv.token_stride = 132; }), kUnsupported);
+  EXPECT_EQ(code([](Args& a) { a.q += 1; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.out += 4; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.kv.keys += 7; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.kv.token_stride = 132; }), kInvalid);
   EXPECT_EQ(code([](Args& a) { a.kv.rotation = Rotation::kNone; }), kInvalid);
   EXPECT_EQ(code([](Args& a) { a.positions = Positions::kInCache; }), kInvalid);
   EXPECT_EQ(code([](Args& a) { a.workspace = nullptr; }), kInvalid);
@@ -434,6 +435,14 @@ TEST(ChunkDecodeAttentionArgs, WhatIsNotSupportedIsRefused) {
               a.kv.page_size = 0;
             }),
             kInvalid);
+  for (const std::int64_t stride : {std::int64_t{8}, std::int64_t{8 * 128 - 8}}) {
+    const auto overlap = [stride](Args& a, bool in_queries) {
+      a.sets.num_sets = a.num_seqs = 2;
+      (in_queries ? a.q_stride : a.out_stride) = stride;
+    };
+    EXPECT_EQ(code([&](Args& a) { overlap(a, true); }), kInvalid) << stride;
+    EXPECT_EQ(code([&](Args& a) { overlap(a, false); }), kInvalid) << stride;
+  }
   EXPECT_EQ(code([](Args& a) { a.num_seqs = 0; }), StatusCode::kOk);
 }
 
@@ -484,6 +493,59 @@ TYPED_TEST(ChunkDecodeAttention, InfiniteScoresGiveNanAndOtherHeadsStayFinite) {
   for (std::size_t i = 0; i < got.out.size(); ++i) {
     ASSERT_EQ(std::isnan(got.out[i]), i / 64 == 3) << "head " << i / 64;
   }
+}
+
+TYPED_TEST(ChunkDecodeAttention, TurnsBeyondTheTableGiveNanInTheirSequence) {
+  using T = typename TypeParam::T;
+  using Kv = typename TypeParam::Kv;
+  struct Turning {
+    Rotation q, k;
+    Positions positions;
+  };
+  constexpr Rotation kStored = Rotation::kAtTokenPosition;
+  for (const Turning& turning :
+       {Turning{Rotation::kNone, kStored, Positions::kOriginal},          // queries
+        Turning{kStored, Rotation::kNone, Positions::kOriginal},          // keys
+        Turning{Rotation::kNone, Rotation::kNone, Positions::kInCache}})  // both, tile by tile
+  {
+    Shape shape;
+    shape.q_rotation = turning.q;
+    shape.k_rotation = turning.k;
+    shape.positions = turning.positions;
+    Problem<T, Kv> problem(shape, {some_of(30), some_of(200)}, this->seed());
+    problem.upload();
+    const Outputs whole = problem.run(this->stream_);
+    auto args = problem.args();
+    args.rope.count = 40;  // what lies behind them is finite, and must not be taken
+    problem.d_out->poison();
+    ASSERT_TRUE(succeeds(launch_chunk_decode_attention(args, this->stream_)));
+    const Outputs cut = problem.outputs();
+    const std::size_t width = cut.out.size() / 2;
+    for (std::size_t i = 0; i < width; ++i) {
+      ASSERT_EQ(cut.out[i], whole.out[i]) << shape.name() << ", " << i;
+      ASSERT_TRUE(std::isfinite(whole.out[width + i])) << shape.name() << ", " << i;
+      ASSERT_TRUE(std::isnan(cut.out[width + i])) << shape.name() << ", " << i;
+    }
+  }
+}
+
+TYPED_TEST(ChunkDecodeAttention, TwoThreadsLaunchBatchesOfTheirOwn) {
+  using T = typename TypeParam::T;
+  using Kv = typename TypeParam::Kv;
+  // A lone sequence takes more shared memory a block than a batch does, with the same kernel.
+  Problem<T, Kv> alone(Shape{}, {some_of(300)}, this->seed());
+  Problem<T, Kv> batch(Shape{}, some_of({70, 200, 33, 129}), this->seed() + 1);
+  alone.upload();
+  batch.upload();
+  const Outputs alone_before = alone.run(this->stream_);
+  const Outputs batch_before = batch.run(this->stream_);
+  testing::launch_from_two_threads(
+      [&](std::size_t i, cudaStream_t stream) {
+        return launch_chunk_decode_attention(i == 0 ? alone.args() : batch.args(), stream);
+      },
+      2000);
+  EXPECT_EQ(alone.outputs().out, alone_before.out);
+  EXPECT_EQ(batch.outputs().out, batch_before.out);
 }
 
 TYPED_TEST(ChunkDecodeAttention, EqualsTheHostPath) {

@@ -211,6 +211,7 @@ struct AdapterShape {
   std::int64_t key_size;
   bool has_nulls;
   KeyPooling pooling = KeyPooling::kMean;
+  bool has_gaps = false;  ///< queries begin at multiples of 16 bytes
 };
 
 /// Sum of products in double, and what bounds the error of an f32 sum of them.
@@ -248,6 +249,7 @@ void decode_adapter(cudaStream_t stream, std::uint64_t seed, const AdapterShape&
   constexpr std::int32_t kMaxChunks = 3;
   const std::int64_t num_features = shape.num_heads * shape.key_dim;
   const std::int64_t query_size = num_features + (shape.has_nulls ? shape.num_heads : 0);
+  const std::int64_t query_stride = shape.has_gaps ? (query_size + 3) / 4 * 4 : query_size;
   const float weight_scale = 1.0F / std::sqrt(static_cast<float>(shape.row_size));
 
   // Sequence s: 0 closes and triggers, 1 is not in use, 2 does nothing, 3 triggers with its chunk
@@ -286,7 +288,7 @@ void decode_adapter(cudaStream_t stream, std::uint64_t seed, const AdapterShape&
   const DeviceBuffer<std::int32_t> device_triggers(triggers);
   const DeviceBuffer<float> sums(old_sums);
   const DeviceBuffer<Key> keys(at(kLayers * num_seqs * kMaxChunks * shape.key_size), 1);
-  const DeviceBuffer<float> queries(at(kLayers * num_seqs * query_size), 1);
+  const DeviceBuffer<float> queries(at(kLayers * num_seqs * query_stride), 1);
   const DeviceBuffer<float> open_keys(at(kLayers * num_seqs * shape.key_size), 1);
   UpdateChunkKeysArgs<Row, Key, Weight> args;
   args.num_layers = kLayers;
@@ -315,7 +317,8 @@ void decode_adapter(cudaStream_t stream, std::uint64_t seed, const AdapterShape&
     args.open_key_layer_stride = num_seqs * shape.key_size;
   }
   args.queries = queries.data();
-  args.query_layer_stride = num_seqs * query_size;
+  args.query_layer_stride = num_seqs * query_stride;
+  if (shape.has_gaps) args.query_seq_stride = query_stride;
   ASSERT_EQ(args.query_size(), query_size);
   ASSERT_TRUE(succeeds(launch_update_chunk_keys(args, stream)));
   const std::vector<float> got_sums = sums.download();
@@ -375,8 +378,8 @@ void decode_adapter(cudaStream_t stream, std::uint64_t seed, const AdapterShape&
           made.value += bias;
           made.bound += 4.0 * testing::kUnitRoundoff * std::abs(bias);
         }
-        query_values[at(ls * query_size + q)] = made.value;
-        query_bounds[at(ls * query_size + q)] = made.bound;
+        query_values[at(ls * query_stride + q)] = made.value;
+        query_bounds[at(ls * query_stride + q)] = made.bound;
       }
     }
   }
@@ -401,6 +404,7 @@ TYPED_TEST(ChunkKeysOf, DecodeAdapterProjectsSumsAndRows) {
        {AdapterShape{8, 1, 1, 1, false}, AdapterShape{248, 3, 5, 5, true},
         AdapterShape{256, 4, 4, 16, false}, AdapterShape{264, 2, 8, 17, true},
         AdapterShape{4096, 4, 32, 128, true}, AdapterShape{4104, 2, 16, 31, false},
+        AdapterShape{576, 9, 48, 144, true, KeyPooling::kMean, true},
         AdapterShape{2048, 2, 4, 8, false, KeyPooling::kEndToken}}) {
     decode_adapter<TypeParam, TypeParam, TypeParam>(this->stream_, this->seed(), shape, 7);
     if (this->HasFatalFailure()) return;
@@ -742,7 +746,21 @@ TEST(ChunkKeysRefusals, DecodeNamesWhatIsExpected) {
   expect_refused(launch_update_chunk_keys(args, nullptr), "16 bytes");
   args = good;
   args.key_layer_stride = 4;
-  expect_refused(launch_update_chunk_keys(args, nullptr), "strides");
+  expect_refused(launch_update_chunk_keys(args, nullptr), "key_layer_stride");
+  args = good;
+  args.table.num_seqs = 2;
+  args.sum_layer_stride = args.key_layer_stride = 16;
+  args.row_seq_stride = 4;
+  expect_refused(launch_update_chunk_keys(args, nullptr), "row_seq_stride");
+  args.row_seq_stride = 8;
+  args.maybe_triggers = ints;
+  args.queries = memory;
+  args.maybe_query_rows = memory;
+  args.num_query_features = 8;
+  args.query_seq_stride = 4;
+  expect_refused(launch_update_chunk_keys(args, nullptr), "query_seq_stride");
+  args.query_seq_stride = 10;
+  expect_refused(launch_update_chunk_keys(args, nullptr), "16 bytes");
   args = good;
   args.num_query_features = 8;
   expect_refused(launch_update_chunk_keys(args, nullptr), "triggers");

@@ -8,6 +8,7 @@
 #include <limits>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "chunkllm/eval/chunk_mass.hpp"
@@ -24,6 +25,7 @@ using testing::mass_of;
 using testing::MassCase;
 using testing::MassOperands;
 using testing::MassRun;
+using testing::pooled_head_mass_of;
 using testing::pooled_mass_of;
 using testing::random_operands;
 using testing::succeeds;
@@ -60,6 +62,14 @@ void expect_right(const MassCase& c, const MassOperands& x, const MassRun<T>& ru
     }
   }
   check(run.joined(), "joined over heads, maximum then mean, [row][column]");
+  for (std::size_t group = 0; group < c.pooled_tokens.size(); ++group) {
+    for (std::int32_t head = 0; head < c.num_heads; ++head) {
+      for (std::size_t chunk = 0; chunk < columns; ++chunk) {
+        put(pooled_head_mass_of(c, x, group, head, chunk));
+      }
+    }
+  }
+  check(run.pooled_heads(), "pooled, [group][head][column]");
   for (const bool is_mean : {false, true}) {
     for (std::size_t group = 0; group < c.pooled_tokens.size(); ++group) {
       for (std::size_t chunk = 0; chunk < columns; ++chunk) {
@@ -202,6 +212,36 @@ TEST_F(ChunkMass, WithoutRowsOrColumnsNothingIsWritten) {
   run.args().num_columns = 0;
   EXPECT_TRUE(succeeds(run.launch(stream_)));
   for (const std::uint32_t bits : run.bits()) ASSERT_EQ(bits, 0xffffffffU);
+}
+
+TEST_F(ChunkMass, HeadsThatAreNotJoinedRowByRowGiveTheSameBits) {
+  MassCase c = small_case(/*first_token=*/600, /*num_rows=*/150);
+  c.num_heads = 6;
+  const MassOperands x = random_operands<__half>(c, seed());
+  MassRun<__half> joined(c, x);
+  ASSERT_TRUE(succeeds(joined.launch(stream_)));
+  MassRun<__half> apart(c, x);
+  apart.args().maybe_max = apart.args().maybe_mean = nullptr;
+  ASSERT_TRUE(succeeds(apart.launch(stream_)));
+  EXPECT_EQ(apart.head_mass(), joined.head_mass());
+  EXPECT_EQ(apart.pooled_heads(), joined.pooled_heads());
+  EXPECT_EQ(apart.pooled(), joined.pooled());
+  EXPECT_TRUE(apart.intact());
+}
+
+TEST_F(ChunkMass, PooledHeadsAlone) {
+  const MassCase c = small_case(/*first_token=*/600, /*num_rows=*/150);
+  const MassOperands x = random_operands<__half>(c, seed());
+  MassRun<__half> all(c, x);
+  ASSERT_TRUE(succeeds(all.launch(stream_)));
+  MassRun<__half> run(c, x);
+  ChunkMassArgs<__half>& args = run.args();
+  args.maybe_head_mass = args.maybe_max = args.maybe_mean = nullptr;
+  args.maybe_pooled_max = args.maybe_pooled_mean = nullptr;
+  ASSERT_TRUE(succeeds(run.launch(stream_)));
+  EXPECT_EQ(run.pooled_heads(), all.pooled_heads());
+  for (const float value : run.pooled()) ASSERT_TRUE(std::isnan(value)) << "written";
+  EXPECT_TRUE(run.intact());
 }
 
 TEST_F(ChunkMass, PooledRowsWithoutRowsAreZero) {
@@ -422,6 +462,9 @@ TEST(ChunkMassRefusals, NameWhatIsSupported) {
   EXPECT_EQ(code([](Args& a) { a.seq = 1; }), StatusCode::kOutOfRange);
   EXPECT_EQ(code([](Args& a) { a.num_pooled = 2; }), kInvalid);
   EXPECT_EQ(code([](Args& a) { a.q_row_stride = 129; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.num_rows = 2, a.q_row_stride = 32; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.num_heads = 2, a.q_head_stride = 32; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.kv.page_table = a.table.ends, a.kv.page_size = 8; }), kInvalid);
   EXPECT_EQ(code([](Args& a) { ++a.q; }), kInvalid);
   EXPECT_EQ(code([](Args& a) { ++a.kv.keys; }), kInvalid);
   EXPECT_EQ(code([](Args& a) { a.kv.token_stride = 68; }), kInvalid);
@@ -442,6 +485,8 @@ TEST(ChunkMassRefusals, WorkspaceIsAskedForPooledOutputsOnly) {
   args.num_pooled = 5;
   EXPECT_EQ(chunk_mass_workspace_bytes(args), 0U);
   args.maybe_pooled_mean = args.maybe_max;
+  EXPECT_EQ(chunk_mass_workspace_bytes(args), 2U * (5 + 3) * 4 * sizeof(float));
+  args.maybe_pooled_heads = std::exchange(args.maybe_pooled_mean, nullptr);
   EXPECT_EQ(chunk_mass_workspace_bytes(args), 2U * (5 + 3) * 4 * sizeof(float));
 }
 

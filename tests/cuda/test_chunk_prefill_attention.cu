@@ -453,7 +453,7 @@ TEST_F(Refusals, MisalignedCacheRows) {
 }
 TEST_F(Refusals, RowsThatOverlap) {
   args_.out_stride = 3 * 128;
-  expect_refused(StatusCode::kInvalidArgument, "strides");
+  expect_refused(StatusCode::kInvalidArgument, "out_stride");
 }
 TEST_F(Refusals, MissingTiles) {
   args_.num_tiles = 0;

@@ -153,7 +153,9 @@ class Chain {
   }
   template <typename Done>
   Status product_of_norm(MatrixVectorArgs<T> args, cudaStream_t stream, const Done& done) const {
-    if (can_fuse_norm(rows_, kHidden)) {
+    CHUNKLLM_ASSIGN_OR_RETURN(const int shared_bytes,
+                              cuda::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+    if (can_fuse_norm(rows_, kHidden, shared_bytes)) {
       args.hidden = hidden_.data();
       args.hidden_stride = kHidden;
       args.norm_weight = norm_weight_.data();

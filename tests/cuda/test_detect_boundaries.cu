@@ -484,6 +484,23 @@ TEST_F(Boundaries, AWholeBookTwiceOnTwoStreamsAndInAGraph) {
   ASSERT_TRUE(succeeds(cudaStreamDestroy(other)));
 }
 
+TEST_F(Boundaries, WithoutAnyRowNothingTriggers) {
+  const DeviceBuffer<std::int32_t> triggers(std::vector<std::int32_t>{7, 0, -1});
+  const DeviceBuffer<std::int32_t> ints(std::vector<std::int32_t>{0, 0, 0, 0});
+  BoundaryArgs<float> args;
+  args.maybe_wanted = reinterpret_cast<const std::uint8_t*>(ints.data());
+  args.maybe_row_indptr = ints.data();
+  args.num_tokens = ints.data();
+  args.triggers = triggers.data();
+  args.table = {ints.data(), ints.data(), 3, 1};
+  for (const bool is_decode : {false, true}) {
+    if (is_decode) args.maybe_row_indptr = nullptr;
+    ASSERT_TRUE(succeeds(launch_detect_boundaries(args, stream_)));
+    EXPECT_EQ(triggers.download(), std::vector<std::int32_t>(3, -1));
+    EXPECT_TRUE(triggers.intact());
+  }
+}
+
 TEST(BoundaryRefusals, NameWhatIsExpected) {
   alignas(16) float memory[64] = {};
   std::int32_t ints[8] = {};
@@ -531,6 +548,10 @@ TEST(BoundaryRefusals, NameWhatIsExpected) {
   args = good;
   args.maybe_row_indptr = ints;
   expect_refused(args, "workspace");
+  args = good;
+  args.num_rows = 0;
+  args.triggers = nullptr;
+  expect_refused(args, "triggers");
   args = good;
   args.num_rows = -1;
   expect_refused(args, "negative");

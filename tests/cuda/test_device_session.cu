@@ -53,6 +53,7 @@ struct Case {
   BackboneConfig config = testing::session_config();
   SessionOptions options;
   std::optional<AdapterKind> adapter;  // mean keys without
+  bool ranks_by_recency = false;       // instead of either
   bool finds_boundaries = false;
   bool has_second_turn = true;
   bool may_part = false;  // a near-tie may part the two; what follows is not compared then
@@ -179,7 +180,8 @@ class DeviceSessionTest : public testing::DeviceTest {
   template <typename T>
   std::unique_ptr<DeviceSession<T>> device_session(const Case& c, std::int64_t room = kAll) {
     const ModelPair<T>& pair = models<T>(c.config);
-    DeviceScorer<T> scorer = DeviceScorer<T>::mean_key(c.config);
+    DeviceScorer<T> scorer = c.ranks_by_recency ? DeviceScorer<T>::recent(c.config)
+                                                : DeviceScorer<T>::mean_key(c.config);
     if (c.adapter) {
       auto made =
           DeviceScorer<T>::adapter(testing::qk_adapter<T>(c.config, 11, *c.adapter), stream_);
@@ -202,6 +204,7 @@ class DeviceSessionTest : public testing::DeviceTest {
                            ? AnyScorer(testing::qk_adapter<T>(c.config, 11, *c.adapter))
                            : AnyScorer(MeanKeyScorer(c.config.num_heads, c.config.num_kv_heads,
                                                      c.config.head_dim, scale));
+    if (c.ranks_by_recency) scorer = AnyScorer(RecentScorer());
     auto session = HostSession<T>::create(
         models<T>(c.config).cpu, std::make_shared<const AnyScorer>(std::move(scorer)),
         c.finds_boundaries ? std::make_shared<const ChunkAdapter>(testing::chunk_adapter(c.config))
@@ -334,6 +337,21 @@ TEST_F(DeviceSessionTest, MeanKeysEqualTheCpu) {
   check<__nv_bfloat16>(c);
 }
 
+TEST_F(DeviceSessionTest, RecencyHasTheSetsOfTheCpu) {
+  for (const Selection selection : {Selection::kLayer, Selection::kMax, Selection::kVote}) {
+    for (const bool finds_boundaries : {false, true}) {
+      Case c;
+      c.name = "recent, selection " + std::to_string(static_cast<int>(selection)) +
+               (finds_boundaries ? ", Chunk Adapter" : "");
+      c.ranks_by_recency = true;
+      c.finds_boundaries = finds_boundaries;
+      c.options = small_budget(selection);
+      check<__half>(c);
+      EXPECT_EQ(num_other_sets_, 0U);  // there are no scores to round
+    }
+  }
+}
+
 TEST_F(DeviceSessionTest, AdaptersEqualTheCpu) {
   for (const Selection selection : {Selection::kLayer, Selection::kMax}) {
     const std::string end = selection == Selection::kLayer ? ", layer" : ", max";
@@ -341,6 +359,9 @@ TEST_F(DeviceSessionTest, AdaptersEqualTheCpu) {
     c.options = small_budget(selection);
     c.name = "end token" + end;
     c.adapter = AdapterKind{KeyPooling::kEndToken, true, true};
+    check<__half>(c);
+    c.name = "end token, 9 heads" + end;  // of which queries with null logits leave a gap
+    c.adapter = AdapterKind{KeyPooling::kEndToken, true, true, 9, 3, 48};
     check<__half>(c);
     c.name = "end token without null class and bias" + end;
     c.adapter = AdapterKind{KeyPooling::kEndToken, false, false};

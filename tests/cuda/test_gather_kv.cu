@@ -285,6 +285,27 @@ TEST_F(GatherKvTest, HalfOf120KTokensLandInOrder) {
   }
 }
 
+TEST(GatherKvArguments, StridesOfZeroLeaveNoGaps) {
+  GatherKvArgs<Bf16, Bf16> args;
+  args.num_seqs = 3;
+  args.num_kv_heads = 2;
+  args.head_dim = 64;
+  args.capacity = 10;
+  ASSERT_TRUE(succeeds(gather::take_strides(args)));
+  EXPECT_EQ(args.head_stride, 64);
+  EXPECT_EQ(args.token_stride, 2 * 64);
+  EXPECT_EQ(args.seq_stride, 10 * 2 * 64);
+  args.seq_stride = 0;
+  args.token_stride = 160;
+  ASSERT_TRUE(succeeds(gather::take_strides(args)));
+  EXPECT_EQ(args.seq_stride, 10 * 160);
+  args.seq_stride = 0;
+  args.token_stride = 64;  // a head's tokens side by side
+  args.head_stride = 10 * 64;
+  ASSERT_TRUE(succeeds(gather::take_strides(args)));
+  EXPECT_EQ(args.seq_stride, 2 * 10 * 64);
+}
+
 TEST(GatherKvArguments, WhatIsNotSupportedIsRefused) {
   const auto code = [](const auto& change) {
     GatherKvArgs<Fp8, Bf16> args;
@@ -308,10 +329,17 @@ TEST(GatherKvArguments, WhatIsNotSupportedIsRefused) {
   EXPECT_EQ(code([](Args& a) { a.head_dim = 72; }), kUnsupported);
   EXPECT_EQ(code([](Args& a) { a.head_dim = 0; }), kUnsupported);
   EXPECT_EQ(code([](Args& a) { a.num_kv_heads = 1 << 20; }), kUnsupported);
-  EXPECT_EQ(code([](Args& a) { a.kv.keys += 8; }), kUnsupported);
-  EXPECT_EQ(code([](Args& a) { a.keys += 1; }), kUnsupported);
-  EXPECT_EQ(code([](Args& a) { a.kv.token_stride = 257; }), kUnsupported);
-  EXPECT_EQ(code([](Args& a) { a.token_stride = 260; }), kUnsupported);
+  EXPECT_EQ(code([](Args& a) { a.kv.keys += 8; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.keys += 1; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.kv.token_stride = 257; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.token_stride = 260; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.token_stride = 120; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.head_stride = 64; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) {
+              a.num_seqs = a.sets.num_sets = 2;
+              a.seq_stride = 8;
+            }),
+            kInvalid);
   EXPECT_EQ(code([](Args& a) { a.capacity = -1; }), kInvalid);
   EXPECT_EQ(code([](Args& a) { a.num_seqs = 3; }), kInvalid);
   EXPECT_EQ(code([](Args& a) { a.values = nullptr; }), kInvalid);

@@ -8,10 +8,12 @@
 #include <string>
 #include <vector>
 
+#include "chunkllm/cuda/device_attribute.hpp"
 #include "chunkllm/kernels/matrix_vector.cuh"
 #include "chunkllm/kernels/random_weights.cuh"
 #include "chunkllm/kernels/rms_norm.cuh"
 #include "cuda/support/device.hpp"
+#include "cuda/support/two_threads.hpp"
 #include "support/compare.hpp"
 #include "support/random_values.hpp"
 
@@ -74,6 +76,11 @@ struct Operands {
 
 class MatrixVector : public testing::DeviceTest {
  protected:
+  static bool fuses_norm(int rows, int k) {
+    const Result<int> bytes = cuda::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    EXPECT_TRUE(succeeds(bytes.status()));
+    return bytes.ok() && can_fuse_norm(rows, k, bytes.value());
+  }
   template <typename T>
   std::vector<T> product(const MatrixVectorArgs<T>& given, int outputs) {
     MatrixVectorArgs<T> args = given;
@@ -220,6 +227,60 @@ TEST_F(MatrixVector, RowsThatDoNotFitSharedMemoryEqualDoubles) {
   }
 }
 
+TEST_F(MatrixVector, ADeviceOfLittleSharedMemoryGivesTheSameBits) {
+  const Result<int> multiprocessors = cuda::device_attribute(cudaDevAttrMultiProcessorCount);
+  ASSERT_TRUE(succeeds(multiprocessors.status()));
+  const MatrixVectorDevice device{multiprocessors.value(), kLeastSharedBytes};
+  for (const int outputs : {100, 9002}) {
+    const Operands<__nv_bfloat16> operands(outputs, 1024, 16, seed());
+    for (const int m : {1, 3, 8, 9, 16}) {
+      MatrixVectorArgs<__nv_bfloat16> args = operands.args();
+      args.num_rows = m;
+      const std::vector<float> expected = widened(product(args, outputs));
+      const DeviceBuffer<__nv_bfloat16> y(static_cast<std::size_t>(m) * outputs);
+      args.y = y.data();
+      args.y_stride = outputs;
+      for (const bool one_block_an_sm : {false, true}) {
+        args.one_block_an_sm = one_block_an_sm;
+        ASSERT_TRUE(succeeds(launch_matrix_vector_on(args, device, stream_)));
+        EXPECT_EQ(widened(y.download()), expected) << outputs << " outputs, " << m << " rows";
+      }
+      EXPECT_TRUE(y.intact());
+    }
+  }
+}
+
+TEST(MatrixVectorChoices, FitEveryDevice) {
+  MatrixVectorArgs<__half> args;
+  for (const int shared_bytes : {kLeastSharedBytes, 163 * 1024, 227 * 1024}) {
+    const MatrixVectorDevice device{108, shared_bytes};
+    const auto most = static_cast<std::size_t>(shared_bytes);
+    for (const int k : {8, 576, 4096, 14336}) {
+      for (const int outputs : {16, 4096, 128256}) {
+        for (int rows = 1; rows <= MatrixVectorShape::kMaxRows; ++rows) {
+          for (const bool one_block_an_sm : {false, true}) {
+            args.hidden = nullptr;
+            args.k = k;
+            args.num_outputs = outputs;
+            args.num_rows = rows;
+            args.one_block_an_sm = one_block_an_sm;
+            const MatrixVectorChoice choice = choose_matrix_vector(args, device);
+            EXPECT_LE(choice.shared_bytes, most) << rows << " rows of " << k;
+            EXPECT_GE(8 * choice.column_tiles, rows);
+            if (!can_fuse_norm(rows, k, shared_bytes)) continue;
+            args.hidden = reinterpret_cast<const float*>(std::uintptr_t{4096});
+            EXPECT_LE(choose_matrix_vector(args, device).shared_bytes, most)
+                << "the norm of " << rows << " rows of " << k;
+          }
+        }
+      }
+    }
+  }
+  EXPECT_TRUE(can_fuse_norm(1, 4096, kLeastSharedBytes));
+  EXPECT_FALSE(can_fuse_norm(2, 4096, kLeastSharedBytes));
+  EXPECT_TRUE(can_fuse_norm(2, 4096, 163 * 1024));
+}
+
 TEST_F(MatrixVector, NaNAndInfinityStayInTheirRow) {
   constexpr int kOutputs = 40;
   constexpr int kFeatures = 200;
@@ -300,7 +361,7 @@ TEST_F(MatrixVector, TheFusedNormHasTheBitsOfTheKernel) {
   for (const int k : {64, 576, 4096}) {
     for (const int m : {1, 2}) {
       constexpr int kOutputs = 50;
-      ASSERT_TRUE(can_fuse_norm(m, k));
+      if (!fuses_norm(m, k)) continue;
       const Operands<__nv_bfloat16> operands(kOutputs, k, m, seed());
       const DeviceBuffer<float> hidden(uniform_values(static_cast<std::size_t>(m) * k, 7, 3.0F));
       const DeviceBuffer<float> weight(uniform_values(static_cast<std::size_t>(k), 8));
@@ -371,6 +432,54 @@ TEST_F(MatrixVector, TwoStreamsDoNotMeet) {
   EXPECT_TRUE(succeeds(cudaStreamDestroy(other)));
 }
 
+TEST_F(MatrixVector, TwoThreadsLaunchProductsOfTheirOwn) {
+  // The same kernel with rows of other lengths, and so other sizes of shared memory.
+  constexpr int kOutputs = 64;
+  const Operands<__nv_bfloat16> a(kOutputs, 4096, 1, seed());
+  const Operands<__nv_bfloat16> b(kOutputs, 64, 1, seed() + 10);
+  const DeviceBuffer<float> hidden(uniform_values(4096, 7, 3.0F));
+  const DeviceBuffer<float> weight(uniform_values(4096, 8));
+  const DeviceBuffer<__nv_bfloat16> y_a(kOutputs);
+  const DeviceBuffer<__nv_bfloat16> y_b(kOutputs);
+  const auto args_of = [&](std::size_t i) {
+    MatrixVectorArgs<__nv_bfloat16> args = i == 0 ? a.args() : b.args();
+    args.x = nullptr;
+    args.hidden = hidden.data();
+    args.norm_weight = weight.data();
+    args.eps = 1e-5F;
+    args.y = i == 0 ? y_a.data() : y_b.data();
+    return args;
+  };
+  const std::vector<float> expected_a = widened(product(args_of(0), kOutputs));
+  const std::vector<float> expected_b = widened(product(args_of(1), kOutputs));
+  testing::launch_from_two_threads(
+      [&](std::size_t i, cudaStream_t stream) { return launch_matrix_vector(args_of(i), stream); },
+      2000);
+  EXPECT_EQ(widened(y_a.download()), expected_a);
+  EXPECT_EQ(widened(y_b.download()), expected_b);
+}
+
+TEST_F(MatrixVector, StridesOfZeroStandForRowsSideBySide) {
+  constexpr int kOutputs = 40;
+  constexpr int kFeatures = 136;
+  const DeviceBuffer<__nv_bfloat16> x(
+      rounded<__nv_bfloat16>(uniform_values(5 * kFeatures, seed() + 3)));
+  const Operands<__nv_bfloat16> operands(kOutputs, kFeatures, 5, seed());
+  MatrixVectorArgs<__nv_bfloat16> args = operands.args();
+  args.x = x.data();
+  args.x_stride = kFeatures;
+  const std::vector<float> expected = widened(product(args, kOutputs));
+  const DeviceBuffer<__nv_bfloat16> y(5 * kOutputs);
+  args.x_stride = 0;
+  args.y = y.data();
+  for (const bool overlaps : {false, true}) {
+    args.overlaps = overlaps;
+    ASSERT_TRUE(succeeds(launch_matrix_vector(args, stream_)));
+    EXPECT_EQ(widened(y.download()), expected);
+  }
+  EXPECT_TRUE(y.intact());
+}
+
 /// Arguments that pass but for what a test breaks; nothing is launched.
 MatrixVectorArgs<__half> plausible_args() {
   MatrixVectorArgs<__half> args;
@@ -400,6 +509,22 @@ TEST(MatrixVectorRefusals, SayWhatIsSupported) {
   EXPECT_EQ(refusal([](Args& a) { a.x += 1; }).code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(refusal([](Args& a) { a.x_stride = 65; }).code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(refusal([](Args& a) { a.weight += 4; }).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(refusal([](Args& a) {
+              a.num_rows = 2;
+              a.x_stride = 56;
+            }).code(),
+            StatusCode::kInvalidArgument);
+  EXPECT_EQ(refusal([](Args& a) {
+              a.num_rows = 2;
+              a.y_stride = 15;
+            }).code(),
+            StatusCode::kInvalidArgument);
+  EXPECT_EQ(refusal([](Args& a) {
+              a.y_f32 = reinterpret_cast<float*>(std::uintptr_t{4096});
+              a.hidden = a.norm_weight = a.y_f32;
+              a.epilogue = Epilogue::kAddF32;
+            }).code(),
+            StatusCode::kInvalidArgument);
   EXPECT_EQ(refusal([](Args& a) {
               a.epilogue = Epilogue::kSiluGate;
               a.num_outputs = 17;

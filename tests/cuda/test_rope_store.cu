@@ -287,5 +287,37 @@ TEST_F(RopeStore, OutsideItsRoomIsNaNAndNotCached) {
   EXPECT_TRUE(keys.intact() && values.intact() && queries.intact());
 }
 
+TEST(RopeStoreRefusals, PagesMustHoldTheCapacity) {
+  const auto code = [](const auto& change) {
+    auto* const place = reinterpret_cast<__half*>(std::uintptr_t{4096});
+    const auto* const ints = reinterpret_cast<const std::int32_t*>(place);
+    RopeStoreArgs<__half> args;
+    args.qkv = args.queries = args.kv.keys = args.kv.values = place;
+    args.num_rows = 2;
+    args.num_heads = 2;
+    args.num_kv_heads = 1;
+    args.head_dim = 64;
+    args.positions = ints;
+    args.rope = {reinterpret_cast<const float*>(place), 8};
+    args.kv.page_table = ints;
+    args.kv.max_pages = 4;
+    args.kv.page_size = 16;
+    args.kv_capacity = 64;
+    change(args);
+    return launch_rope_store(args, nullptr).code();
+  };
+  using Args = RopeStoreArgs<__half>;
+  constexpr auto kInvalid = StatusCode::kInvalidArgument;
+  EXPECT_EQ(code([](Args& a) { a.kv_capacity = 65; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.kv.page_size = 0; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.kv.max_pages = 0; }), kInvalid);
+  EXPECT_EQ(code([](Args& a) {
+              a.kv.max_pages = a.kv.page_size = -8;
+              a.kv_capacity = 8;
+            }),
+            kInvalid);
+  EXPECT_EQ(code([](Args& a) { a.qkv_stride = 4 * 64 - 2; }), kInvalid);
+}
+
 }  // namespace
 }  // namespace chunkllm::kernels

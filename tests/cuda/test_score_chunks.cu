@@ -580,6 +580,44 @@ TEST_F(ScoreChunks, NullLogitsMayStandInWiderRows) {
   }
 }
 
+TEST_F(ScoreChunks, QueriesOfNineHeadsCarryTheirNullLogitsInPaddedRows) {
+  Shape shape;
+  shape.num_heads = 9;
+  shape.num_key_heads = 3;
+  shape.key_dim = 48;
+  shape.has_null = true;
+  shape.has_bias = true;
+  constexpr std::size_t kFeatures = std::size_t{9} * 48;
+  constexpr std::size_t kStride = kFeatures + 12;  // 9 null logits and a gap
+  constexpr std::size_t kRows = 8;                 // 2 layers of 4 triggers
+  ScoreRun<__nv_bfloat16> run(shape, {90, 40}, {0, 1, 0, 0}, seed());
+  const std::vector<float> dense = run.scores(stream_);
+  run.expect_equals_oracle();
+  run.poison();
+  std::vector<float> padded(kRows * kStride, std::numeric_limits<float>::quiet_NaN());
+  for (std::size_t row = 0; row < kRows; ++row) {
+    for (std::size_t d = 0; d < kFeatures; ++d) {
+      padded[row * kStride + d] = run.queries()[row * kFeatures + d];
+    }
+    for (std::size_t h = 0; h < 9; ++h) {
+      padded[row * kStride + kFeatures + h] = run.null_logits()[row * 9 + h];
+    }
+  }
+  const DeviceBuffer<float> device_padded(padded);
+  DeviceScoreArgs<__nv_bfloat16> args = run.args();
+  args.queries = device_padded.data();
+  args.query_stride = kStride;
+  args.maybe_null = device_padded.data() + kFeatures;
+  args.null_stride = kStride;
+  ASSERT_TRUE(succeeds(launch_score_chunks(args, stream_)));
+  const std::vector<float> strided = run.download();
+  for (std::size_t layer = 0; layer < 2; ++layer) {
+    for (std::size_t i = 0; i < 4; ++i) {
+      ASSERT_TRUE(run.row(strided, layer, i) == run.row(dense, layer, i)) << "trigger " << i;
+    }
+  }
+}
+
 TEST_F(ScoreChunks, NanAndInfinityInOneHeadReachEveryScore) {
   for (const HeadJoin join : {HeadJoin::kMax, HeadJoin::kMean}) {
     for (int fault = 0; fault < 2; ++fault) {

@@ -297,8 +297,12 @@ TEST_F(SelectChunks, RunsInAGraphOverAndOver) {
       [&](cudaStream_t stream) {
         return launch_select_chunks(many.run().args(kTestBudget, 0.0F), stream);
       },
-      3);
-  many.run().expect_equals_cpu(kTestBudget, 0.0F);
+      3,
+      [&](const auto& replay) {
+        many.run().poison();
+        replay();
+        many.run().expect_equals_cpu(kTestBudget, 0.0F);
+      });
 }
 
 TEST_F(SelectChunks, TwoStreamsDoNotDisturbEachOther) {
@@ -335,6 +339,12 @@ TEST(SelectChunksRefusals, NameWhatIsExpected) {
   args.score_stride = 3;
   args.triggers.count = 2;  // and one sequence
   EXPECT_EQ(launch_select_chunks(args, nullptr).code(), StatusCode::kInvalidArgument);
+  args.triggers.count = 1;
+  args.budget.kind = Budget::Kind::kShare;
+  for (const double share : {std::numeric_limits<double>::quiet_NaN(), -0.5, 0.0, 1.5}) {
+    args.budget.share = share;
+    EXPECT_EQ(launch_select_chunks(args, nullptr).code(), StatusCode::kInvalidArgument) << share;
+  }
 }
 
 using JoinScores = testing::DeviceTest;
@@ -454,6 +464,17 @@ TEST(JoinScoresRefusals, NameWhatIsExpected) {
   args.selection = Selection::kMax;
   args.joined_stride = 2;
   EXPECT_EQ(launch_join_scores(args, nullptr).code(), StatusCode::kInvalidArgument);
+  args.joined_stride = 3;
+  args.budget.kind = Budget::Kind::kShare;
+  args.budget.share = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_EQ(launch_join_scores(args, nullptr).code(), StatusCode::kInvalidArgument);
+  args.budget = {};
+  args.triggers.maybe_seqs = ints;
+  args.triggers.count = 65536;
+  EXPECT_EQ(launch_join_scores(args, nullptr).code(), StatusCode::kUnsupported);
+  args.triggers.count = 1;
+  args.num_layers = 65536;
+  EXPECT_EQ(launch_join_scores(args, nullptr).code(), StatusCode::kUnsupported);
 }
 
 }  // namespace

@@ -10,9 +10,12 @@
 
 namespace chunkllm::cuda {
 
-/// kOk, or what the runtime says of `error` behind the name of what was tried.
+/// kOk, or what the runtime says of `error` behind the name of what was tried. The runtime's memory
+/// of its last error is cleared, so that nobody else is told of this one: an allocation that
+/// failed must not count against the next launch. What has broken the context stays.
 inline Status cuda_status(cudaError_t error, std::string_view what) {
   if (error == cudaSuccess) return {};
+  static_cast<void>(cudaGetLastError());
   const StatusCode code = error == cudaErrorMemoryAllocation ? StatusCode::kResourceExhausted
                                                              : StatusCode::kDeviceError;
   return {code,

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <type_traits>
 #include <utility>
 
@@ -44,12 +45,14 @@ class DecodeStep {
   /// The parts must outlive the step.
   ///
   /// \param maybe_adapter  finds the boundaries; null: `wanted()` says where chunks end
-  /// Errors: those of allocation; kUnsupported for a refresh policy that acts in the first layer of
-  ///         its own token (each layer its own set, refreshed at every token or stride).
+  /// Errors: those of allocation and of `check_shapes`; kUnsupported for a refresh policy that acts
+  ///         in the first layer of its own token (each layer its own set, refreshed at every token
+  ///         or stride).
   static Result<DecodeStep> create(const DeviceBackbone<T>& backbone, const DeviceScorer<T>& scorer,
                                    const DeviceChunkAdapter* maybe_adapter,
                                    const DeviceBatch<T>& batch, const CublasHandle& cublas,
                                    cudaStream_t stream) {
+    CHUNKLLM_RETURN_IF_ERROR(check_shapes(backbone.config()));
     const ChunkOptions& chunk = batch.options().chunk;
     if (!batch.options().dense && chunk.selection == Selection::kLayer &&
         chunk.refresh.kind != RefreshPolicy::Kind::kBoundary) {
@@ -61,6 +64,20 @@ class DecodeStep {
     const Status status = step.allocate(stream);
     if (!status.ok()) return status.with_context("memory of a decode step");
     return Result<DecodeStep>(std::move(step));
+  }
+  /// Whether the attention kernels know a model's heads: to be asked before its weights are loaded.
+  ///
+  /// Errors: kUnsupported, listing what is.
+  static Status check_shapes(const BackboneConfig& config) {
+    const std::int64_t head_dim = config.head_dim;
+    const bool knows_dim = head_dim == 64 || head_dim == 96 || head_dim == 128 || head_dim == 256;
+    const std::int64_t group = config.num_heads / config.num_kv_heads;
+    if (knows_dim && group <= kernels::decode_attention::kMaxGroup) return {};
+    return unsupported("on the device, attention with head_dim " + std::to_string(head_dim) +
+                       " and " + std::to_string(group) +
+                       " query heads a KV head; supported are head_dim 64, 96, 128 and 256, and up "
+                       "to " +
+                       std::to_string(kernels::decode_attention::kMaxGroup) + " query heads");
   }
   DecodeStep(const DecodeStep&) = delete;
   DecodeStep& operator=(const DecodeStep&) = delete;
@@ -95,6 +112,16 @@ class DecodeStep {
   [[nodiscard]] const float* probabilities() const { return probabilities_.data(); }
   /// [num_seqs] position of the last step's token where it triggered a refresh, else -1.
   [[nodiscard]] std::int32_t* triggers() const { return triggers_.data(); }
+
+  /// Device memory besides the batch's.
+  [[nodiscard]] std::size_t bytes() const {
+    return inputs_.bytes() + active_.bytes() + likeliest_.bytes() + hidden_.bytes() +
+           normed_.bytes() + qkv_.bytes() + query_rows_.bytes() + key_rows_.bytes() +
+           attended_.bytes() + logits_.bytes() + scratch_.bytes() + attention_workspace_.bytes() +
+           triggers_.bytes() + counters_.bytes() + queries_.bytes() + open_keys_.bytes() +
+           refresh_state_.bytes() + boundary_flags_.bytes() + probabilities_.bytes() +
+           chooser_.bytes();
+  }
 
   /// Enqueues one step.
   Status enqueue(cudaStream_t stream) const {
@@ -169,9 +196,9 @@ class DecodeStep {
                                        stream);
   }
 
-  /// A layer's queries [num_seqs, query_size] and keys of open chunks [num_seqs, key_size].
+  /// A layer's queries [num_seqs, query_stride] and keys of open chunks [num_seqs, key_size].
   [[nodiscard]] float* queries(std::int64_t layer) const {
-    return queries_.data() + layer * num_seqs() * scorer_->shape().query_size();
+    return queries_.data() + layer * num_seqs() * scorer_->query_stride();
   }
   [[nodiscard]] float* open_keys(std::int64_t layer) const {
     return open_keys_.data() + layer * num_seqs() * batch_->key_size();
@@ -227,8 +254,8 @@ class DecodeStep {
     CHUNKLLM_RETURN_IF_ERROR(make(counters_, seqs * 3, stream));
     CHUNKLLM_RETURN_IF_ERROR(make(boundary_flags_, seqs, stream));
     CHUNKLLM_RETURN_IF_ERROR(make(probabilities_, seqs, stream));
-    CHUNKLLM_RETURN_IF_ERROR(make(
-        queries_, layers * seqs * static_cast<std::size_t>(scorer_->shape().query_size()), stream));
+    CHUNKLLM_RETURN_IF_ERROR(
+        make(queries_, layers * seqs * static_cast<std::size_t>(scorer_->query_stride()), stream));
     if (scorer_->uses_open_key()) {
       CHUNKLLM_RETURN_IF_ERROR(
           make(open_keys_, layers * seqs * static_cast<std::size_t>(batch_->key_size()), stream));
@@ -342,9 +369,11 @@ class DecodeStep {
     args.state = refresh_state_.data();
     return kernels::launch_refresh_layer(args, stream);
   }
-  /// Whether a layer's refresh is one launch; very large batches take the operations one by one.
+  /// Whether a layer's refresh is one launch; very large batches, and those that need no scores,
+  /// take the operations one by one.
   [[nodiscard]] bool refreshes_in_one_launch() const {
-    return num_seqs() <= kMostRefreshedAtOnce && chooser_.holds(num_seqs());
+    return num_seqs() <= kMostRefreshedAtOnce && chooser_.holds(num_seqs()) &&
+           !scorer_->ranks_by_recency();
   }
 
   [[nodiscard]] SetRequest request_of(std::int64_t first_layer, std::int64_t num_layers,
@@ -390,7 +419,8 @@ class DecodeStep {
       args.query_row_layer_stride = num_seqs() * config().query_size();
     }
     args.queries = queries(layer);
-    args.query_layer_stride = num_seqs() * shape.query_size();
+    args.query_seq_stride = scorer_->query_stride();
+    args.query_layer_stride = num_seqs() * scorer_->query_stride();
     if (scorer_->uses_open_key()) {
       args.maybe_open_keys = open_keys(layer);
       args.open_key_layer_stride = num_seqs() * shape.key_size();

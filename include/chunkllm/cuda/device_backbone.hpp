@@ -13,6 +13,7 @@
 
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/core/thread_pool.hpp"
+#include "chunkllm/cuda/device_attribute.hpp"
 #include "chunkllm/cuda/device_rope.hpp"
 #include "chunkllm/cuda/device_weights.hpp"
 #include "chunkllm/cuda/gemm.hpp"
@@ -271,7 +272,9 @@ inline Status DeviceBackbone<T>::few_rows_of_norm(const DeviceRun& run,
                                                   const float* hidden,
                                                   const DeviceBuffer<float>& weight,
                                                   T* maybe_normed, T* scratch) const {
-  if (kernels::can_fuse_norm(args.num_rows, args.k)) {
+  CHUNKLLM_ASSIGN_OR_RETURN(const int shared_bytes,
+                            device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+  if (kernels::can_fuse_norm(args.num_rows, args.k, shared_bytes)) {
     args.hidden = hidden;
     args.hidden_stride = config().hidden_size;
     args.norm_weight = weight.data();

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,10 +12,10 @@
 #include "chunkllm/chunk/positions.hpp"
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/cuda/device_buffer.hpp"
+#include "chunkllm/cuda/device_rope.hpp"
 #include "chunkllm/cuda/device_scorer.hpp"
 #include "chunkllm/cuda/views.hpp"
 #include "chunkllm/model/backbone_config.hpp"
-#include "chunkllm/model/rope.hpp"
 
 namespace chunkllm::cuda {
 
@@ -26,6 +27,9 @@ struct DeviceBatchOptions {
   bool dense = false;           ///< no chunk selection
   Positions positions = Positions::kOriginal;
   ChunkOptions chunk;
+  /// Rotations of at least max_tokens positions: `DeviceBackbone::rope_table`; null: the batch
+  /// makes its own.
+  std::shared_ptr<const DeviceRopeTable> maybe_rope;
 };
 
 /// Sizes of an attended set, as the host keeps them for its statistics.
@@ -41,6 +45,10 @@ struct SelectionMemory {
   DeviceBuffer<float> open_sums;
   DeviceBuffer<std::int32_t> span_tokens;
   DeviceBuffer<std::int32_t> set_sizes;
+
+  [[nodiscard]] std::size_t bytes() const {
+    return open_sums.bytes() + span_tokens.bytes() + set_sizes.bytes();
+  }
 };
 
 /// Device memory of a batch of sequences: keys and values, chunk tables, chunk keys, attended sets.
@@ -63,8 +71,13 @@ class DeviceBatch {
                               std::to_string(options.max_tokens) + " tokens, expected at least 1 " +
                               "sequence of 1 to " + std::to_string(kMaxTokens) + " tokens");
     }
+    if (options.maybe_rope != nullptr && options.maybe_rope->count() < options.max_tokens) {
+      return invalid_argument("a RoPE table of " + std::to_string(options.maybe_rope->count()) +
+                              " positions, expected at least " +
+                              std::to_string(options.max_tokens));
+    }
     DeviceBatch batch(config, options);
-    const Status status = batch.allocate(scorer, stream);
+    const Status status = batch.allocate(config, scorer, stream);
     if (!status.ok()) return status.with_context("memory of the batch");
     return Result<DeviceBatch>(std::move(batch));
   }
@@ -136,16 +149,28 @@ class DeviceBatch {
   }
   [[nodiscard]] std::int64_t row_size() const { return row_size_; }
   [[nodiscard]] std::int64_t key_size() const { return key_size_; }
-  [[nodiscard]] DeviceRope rope() const { return {rope_.data(), rope_count_}; }
+  [[nodiscard]] DeviceRope rope() const { return options_.maybe_rope->view(); }
 
+  /// Room for what `save` copies. Errors: kResourceExhausted.
+  [[nodiscard]] Result<SelectionMemory> make_selection_memory() const {
+    SelectionMemory memory;
+    CHUNKLLM_ASSIGN_OR_RETURN(memory.open_sums, DeviceBuffer<float>::create(open_sums_.size()));
+    CHUNKLLM_ASSIGN_OR_RETURN(memory.span_tokens,
+                              DeviceBuffer<std::int32_t>::create(span_tokens_.size()));
+    CHUNKLLM_ASSIGN_OR_RETURN(memory.set_sizes,
+                              DeviceBuffer<std::int32_t>::create(set_sizes_.size()));
+    return Result<SelectionMemory>(std::move(memory));
+  }
   /// Copies open sums and sets, to be put back by `restore`; keys, values and chunk keys behind
   /// that point are written anew before they are read.
-  Status save(SelectionMemory& saved, cudaStream_t stream) const {
+  ///
+  /// \param saved  of `make_selection_memory`   Errors: kInvalidArgument for memory of other sizes
+  Status save(const SelectionMemory& saved, cudaStream_t stream) const {
     CHUNKLLM_RETURN_IF_ERROR(copy(open_sums_, saved.open_sums, stream));
     CHUNKLLM_RETURN_IF_ERROR(copy(span_tokens_, saved.span_tokens, stream));
     return copy(set_sizes_, saved.set_sizes, stream);
   }
-  Status restore(const SelectionMemory& saved, cudaStream_t stream) {
+  Status restore(const SelectionMemory& saved, cudaStream_t stream) const {
     CHUNKLLM_RETURN_IF_ERROR(copy(saved.open_sums, open_sums_, stream));
     CHUNKLLM_RETURN_IF_ERROR(copy(saved.span_tokens, span_tokens_, stream));
     return copy(saved.set_sizes, set_sizes_, stream);
@@ -158,6 +183,12 @@ class DeviceBatch {
   [[nodiscard]] std::int64_t chunk_bytes() const {
     return bytes_of(chunk_keys_) + bytes_of(open_sums_) + bytes_of(ends_) + bytes_of(span_tokens_);
   }
+  /// What is left: counters, sizes and the RoPE table.
+  [[nodiscard]] std::int64_t other_bytes() const {
+    return bytes_of(num_tokens_) + bytes_of(step_tokens_) + bytes_of(zeros_) +
+           static_cast<std::int64_t>(options_.maybe_rope->bytes()) + bytes_of(num_chunks_) +
+           bytes_of(set_sizes_);
+  }
 
  private:
   static constexpr std::int32_t kMaxTokens = 1 << 24;
@@ -166,8 +197,7 @@ class DeviceBatch {
       : options_(options),
         num_layers_(config.num_layers),
         kv_size_(config.kv_size()),
-        head_dim_(config.head_dim),
-        frequencies_(config) {
+        head_dim_(config.head_dim) {
     for (const std::int64_t window : config.sliding_window) {
       windows_.push_back(static_cast<std::int32_t>(std::min<std::int64_t>(window, kMaxTokens)));
     }
@@ -185,7 +215,8 @@ class DeviceBatch {
         options.dense ? 0 : std::min<std::int64_t>(most, options.max_tokens));
   }
 
-  Status allocate(const DeviceScorer<T>& scorer, cudaStream_t stream) {
+  Status allocate(const BackboneConfig& config, const DeviceScorer<T>& scorer,
+                  cudaStream_t stream) {
     const auto seqs = static_cast<std::size_t>(options_.num_seqs);
     const auto layers = static_cast<std::size_t>(num_layers_);
     const std::size_t kv = layers * seqs * static_cast<std::size_t>(options_.max_tokens) *
@@ -195,7 +226,11 @@ class DeviceBatch {
     CHUNKLLM_RETURN_IF_ERROR(allocate_zeroed(num_tokens_, seqs, stream));
     CHUNKLLM_RETURN_IF_ERROR(allocate_zeroed(step_tokens_, seqs, stream));
     CHUNKLLM_RETURN_IF_ERROR(allocate_zeroed(zeros_, seqs, stream));
-    CHUNKLLM_RETURN_IF_ERROR(make_rope(stream));
+    if (options_.maybe_rope == nullptr) {
+      CHUNKLLM_ASSIGN_OR_RETURN(DeviceRopeTable rope,
+                                DeviceRopeTable::create(config, options_.max_tokens, stream));
+      options_.maybe_rope = std::make_shared<const DeviceRopeTable>(std::move(rope));
+    }
     if (options_.dense) return {};
     row_size_ = scorer.row_size();
     key_size_ = scorer.shape().key_size();
@@ -220,27 +255,16 @@ class DeviceBatch {
   }
 
   template <typename Value>
-  static Status copy(const DeviceBuffer<Value>& from, DeviceBuffer<Value>& to,
+  static Status copy(const DeviceBuffer<Value>& from, const DeviceBuffer<Value>& to,
                      cudaStream_t stream) {
     if (to.size() != from.size()) {
-      CHUNKLLM_ASSIGN_OR_RETURN(to, DeviceBuffer<Value>::create(from.size()));
+      return invalid_argument("selection memory of " + std::to_string(to.size()) + " and " +
+                              std::to_string(from.size()) + " elements, expected the same");
     }
     if (from.size() == 0) return {};
     return cuda_status(
         cudaMemcpyAsync(to.data(), from.data(), from.bytes(), cudaMemcpyDeviceToDevice, stream),
         "copy of the sets");
-  }
-
-  /// Rotations by every position that a key or query can get.
-  Status make_rope(cudaStream_t stream) {
-    rope_count_ = options_.max_tokens;
-    const RopeTable table(frequencies_, 0, rope_count_);
-    CHUNKLLM_ASSIGN_OR_RETURN(
-        rope_, DeviceBuffer<float>::create(static_cast<std::size_t>(rope_count_ * head_dim_)));
-    CHUNKLLM_RETURN_IF_ERROR(rope_.upload(
-        std::span<const float>(table.row(0), static_cast<std::size_t>(rope_count_ * head_dim_)),
-        stream));
-    return cuda_status(cudaStreamSynchronize(stream), "upload of the RoPE table");
   }
 
   [[nodiscard]] DeviceAttendedSets set_rows(std::int64_t first, std::int32_t count) const {
@@ -261,15 +285,12 @@ class DeviceBatch {
   std::int64_t key_size_ = 0;
   std::int32_t max_chunks_ = 0;
   std::int32_t span_capacity_ = 0;
-  std::int32_t rope_count_ = 0;
-  RopeFrequencies frequencies_;
   std::vector<std::int32_t> windows_;  // [num_layers] or empty; 0: none
   DeviceBuffer<T> keys_;               // [num_layers, num_seqs, max_tokens, kv_size]
   DeviceBuffer<T> values_;
   DeviceBuffer<std::int32_t> num_tokens_;
   DeviceBuffer<std::int32_t> step_tokens_;
   DeviceBuffer<std::int32_t> zeros_;  // [num_seqs] stays 0
-  DeviceBuffer<float> rope_;
   DeviceBuffer<std::int32_t> ends_;
   DeviceBuffer<std::int32_t> num_chunks_;
   DeviceBuffer<float> open_sums_;

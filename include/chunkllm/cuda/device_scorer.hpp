@@ -18,7 +18,7 @@
 
 namespace chunkllm::cuda {
 
-/// Who ranks the chunks on the device: mean keys, or the QK Adapters of all layers.
+/// Who ranks the chunks on the device: mean keys, the QK Adapters of all layers, or recency.
 ///
 /// \tparam T  __half or __nv_bfloat16: type of the adapters' weights and of the chunk keys
 template <typename T>
@@ -33,10 +33,17 @@ class DeviceScorer {
     return scorer;
   }
 
+  /// The newest chunks first; see `RecentScorer`. A measure for the others: it keeps the keys that
+  /// `mean_key` keeps, though nothing reads them, and is no faster.
+  static DeviceScorer recent(const BackboneConfig& config) {
+    DeviceScorer scorer = mean_key(config);
+    scorer.ranks_by_recency_ = true;
+    return scorer;
+  }
+
   /// QK Adapters, their weights rounded to T.
   ///
-  /// Errors: kUnsupported for a hidden size or a number of features that is no multiple of 8, or a
-  ///         number of heads with null logits that is no multiple of 4;
+  /// Errors: kUnsupported for a hidden size or a number of features that is no multiple of 8;
   ///         those of allocation and copy.
   static Result<DeviceScorer> adapter(const QkAdapter& adapter, cudaStream_t stream) {
     DeviceScorer scorer;
@@ -44,12 +51,10 @@ class DeviceScorer {
     scorer.pooling_ = adapter.pooling();
     scorer.num_layers_ = static_cast<std::int64_t>(adapter.layers().size());
     const ScorerShape& shape = scorer.shape_;
-    if (shape.state_size % 8 != 0 || shape.key_dim % 8 != 0 || shape.query_size() % 4 != 0) {
+    if (shape.state_size % 8 != 0 || shape.key_dim % 8 != 0) {
       return unsupported("QK Adapters on the device: a hidden size of " +
-                         std::to_string(shape.state_size) + ", " + std::to_string(shape.num_heads) +
-                         " heads of " + std::to_string(shape.key_dim) + " features" +
-                         (shape.has_null_logits ? " with null logits" : "") +
-                         "; supported are multiples of 8, and of 4 heads with null logits");
+                         std::to_string(shape.state_size) + ", heads of " +
+                         std::to_string(shape.key_dim) + " features; supported are multiples of 8");
     }
     std::vector<float> queries;
     std::vector<float> keys;
@@ -84,12 +89,17 @@ class DeviceScorer {
   [[nodiscard]] const ScorerShape& shape() const { return shape_; }
   [[nodiscard]] KeyPooling pooling() const { return pooling_; }
   [[nodiscard]] bool is_adapter() const { return shape_.uses_input; }
+  /// Whether all scores are 0, so that the later chunk comes first and none need be made.
+  [[nodiscard]] bool ranks_by_recency() const { return ranks_by_recency_; }
   /// Whether a trigger's null class asks for the key of its open chunk.
   [[nodiscard]] bool uses_open_key() const { return !shape_.has_null_logits; }
   /// Features of the rows that are gathered over a chunk: the normed input, or the key.
   [[nodiscard]] std::int64_t row_size() const { return shape_.state_size; }
   /// Features of a query without its null logits.
   [[nodiscard]] std::int64_t query_features() const { return shape_.num_heads * shape_.key_dim; }
+  /// Floats from one query to the next: its features and null logits, then a gap to the next
+  /// multiple of 16 bytes, at which queries are read.
+  [[nodiscard]] std::int64_t query_stride() const { return (shape_.query_size() + 3) / 4 * 4; }
 
   /// A layer's weights; null where the scorer has none.
   [[nodiscard]] const T* maybe_query_weight(std::int64_t layer) const {
@@ -126,6 +136,7 @@ class DeviceScorer {
   }
 
   ScorerShape shape_;
+  bool ranks_by_recency_ = false;
   KeyPooling pooling_ = KeyPooling::kMean;
   std::int64_t num_layers_ = 0;        // of an adapter
   DeviceBuffer<T> query_weight_;       // [layers, query_features, row_size]

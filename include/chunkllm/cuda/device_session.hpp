@@ -38,10 +38,20 @@ namespace chunkllm::cuda {
 /// gives each block its boundaries and each decode step one flag. The logits are read back to
 /// sample. `DecodeStep` alone needs no host.
 ///
-/// Differences from `Session`: `reserve` must come first and cannot grow; but for dense sessions
-/// `rollback` goes back to the end of the last prompt only; `finish_prompt` must follow a block,
-/// not a step; a second look with QK Adapters that pool means begins at a chunk's first token.
-/// Layers with sets of their own, and a Chunk Adapter, are refreshed at boundaries only.
+/// Differences from `Session`:
+///   - room is made once, by `reserve` or for the first tokens read, and cannot grow
+///   - but for dense sessions `rollback` goes back to the end of the last prompt only
+///   - `finish_prompt` must follow a block, not a step
+///   - a second look with QK Adapters that pool means begins at a chunk's first token
+///   - layers with sets of their own, and a Chunk Adapter, are refreshed at boundaries only
+///   - the oracle, min-max-key and random scorers are missing
+///   - `counters().nan_scores` stays 0: NaN scores are ranked last, as on the CPU, but not counted
+///   - it cannot be copied, and attention cannot be observed
+///   - it belongs to the device that was current when it was made: calls with another one current
+///     are kInvalidArgument
+///   - an error in the midst of work, as of the device, leaves tokens read in part. The session has
+///     failed then: every later call returns that error. Wrong arguments and kInterrupted do not
+///     count; nothing has changed then, or whole blocks are read
 ///
 /// \tparam T  __half or __nv_bfloat16
 template <typename T>
@@ -68,6 +78,7 @@ class DeviceSession {
     }
     std::unique_ptr<DeviceSession> session(
         new DeviceSession(backbone, std::move(scorer), std::move(token_bytes), options));
+    CHUNKLLM_RETURN_IF_ERROR(cuda_status(cudaGetDevice(&session->device_), "cudaGetDevice"));
     CHUNKLLM_ASSIGN_OR_RETURN(session->stream_, Stream::create());
     CHUNKLLM_ASSIGN_OR_RETURN(session->cublas_, CublasHandle::create(session->stream_.get()));
     if (maybe_adapter != nullptr) CHUNKLLM_RETURN_IF_ERROR(session->take(*maybe_adapter));
@@ -87,13 +98,20 @@ class DeviceSession {
   [[nodiscard]] std::int64_t kv_resident_bytes() const {
     return num_tokens_ * kv_bytes_per_token();
   }
+  /// Of the device, but for what the CUDA context and cuBLAS keep to themselves.
   [[nodiscard]] SessionMemory memory() const {
     SessionMemory memory;
     memory.weights = static_cast<std::int64_t>(backbone_->weight_bytes());
+    memory.workspace = static_cast<std::int64_t>(cublas_.workspace_bytes() + look_tail_.bytes() +
+                                                 prompt_end_.memory.bytes() + head_rows_.bytes() +
+                                                 head_logits_.bytes() + head_scratch_.bytes());
     if (batch_) {
       memory.kv = batch_->kv_bytes();
       memory.chunk_keys = batch_->chunk_bytes();
+      memory.workspace += batch_->other_bytes();
     }
+    if (step_) memory.workspace += static_cast<std::int64_t>(step_->bytes());
+    if (block_) memory.workspace += static_cast<std::int64_t>(block_->bytes());
     return memory;
   }
   /// What the next token attends in `layer`: sorted, merged [begin, end), as
@@ -109,6 +127,7 @@ class DeviceSession {
   /// less room, or for more than 2^24 tokens; kResourceExhausted; kUnsupported for settings that
   /// the device has no kernels for.
   Status reserve(std::int64_t num_tokens) {
+    CHUNKLLM_RETURN_IF_ERROR(check_usable());
     if (block_) {
       if (num_tokens <= batch_->options().max_tokens) return {};
       return invalid_argument("the session has room for " +
@@ -116,12 +135,14 @@ class DeviceSession {
                               std::to_string(num_tokens));
     }
     const Status status = allocate(num_tokens);
-    if (!status.ok()) {  // all or nothing
-      block_.reset();
-      step_.reset();
-      batch_.reset();
-    }
-    return status;
+    if (status.ok()) return {};
+    block_.reset();  // all or nothing
+    step_.reset();
+    batch_.reset();
+    prompt_end_.memory = {};
+    if (status.code() != StatusCode::kResourceExhausted) return status;
+    return status.with_context("the device has no room for " + std::to_string(num_tokens) +
+                               " tokens, expected fewer");
   }
 
   /// As `Session::prefill`.
@@ -132,6 +153,7 @@ class DeviceSession {
 
   /// As `Session::finish_prompt`.
   Result<std::span<const float>> finish_prompt() {
+    CHUNKLLM_RETURN_IF_ERROR(check_usable());
     if (turn_tokens_ == 0) return invalid_argument("the prompt has no token");
     if (last_row_ == LastRow::kNone) {
       return invalid_argument("no token was read since the rollback");
@@ -141,14 +163,16 @@ class DeviceSession {
           "the last token was decoded: on the device a prompt ends with a "
           "token that was read by prefill");
     }
-    if (!options_.dense) CHUNKLLM_RETURN_IF_ERROR(end_prompt());
-    turn_tokens_ = 0;
-    CHUNKLLM_RETURN_IF_ERROR(remember_prompt_end());
-    return head_of(last_hidden_);
+    return kept(end_turn());
   }
 
   /// As `Session::step`.
-  Result<std::span<const float>> step(std::int32_t token);
+  Result<std::span<const float>> step(std::int32_t token) {
+    CHUNKLLM_RETURN_IF_ERROR(check_usable());
+    CHUNKLLM_RETURN_IF_ERROR(check_ids({&token, 1}));
+    CHUNKLLM_RETURN_IF_ERROR(reserve(num_tokens_ + 1));
+    return kept(run_step(token));
+  }
 
   /// As `Session::read`.
   Status read(std::span<const std::int32_t> tokens, ReadMode mode, const Progress& progress,
@@ -158,7 +182,12 @@ class DeviceSession {
 
   /// Forgets the tokens behind the last prompt's end. Errors: kOutOfRange for any other place, but
   /// in a dense session for a place ahead only.
-  Status rollback(std::int64_t num_tokens);
+  Status rollback(std::int64_t num_tokens) {
+    CHUNKLLM_RETURN_IF_ERROR(check_usable());
+    if (num_tokens == num_tokens_) return {};
+    CHUNKLLM_RETURN_IF_ERROR(check_rollback(num_tokens));
+    return kept(go_back_to(num_tokens));
+  }
 
   /// Logits of rows of final hidden states that lie on the host, [rows, vocab_size].
   Status logits(MatrixView<const float> hidden, MatrixView<float> logits);
@@ -188,6 +217,27 @@ class DeviceSession {
         options_(options),
         journal_(options.chunk.guards),
         set_sizes_(static_cast<std::size_t>(backbone.config().num_layers)) {}
+
+  /// Errors: that of a call that failed before; kInvalidArgument where another device is current.
+  [[nodiscard]] Status check_usable() const {
+    CHUNKLLM_RETURN_IF_ERROR(failure_);
+    int device = 0;
+    CHUNKLLM_RETURN_IF_ERROR(cuda_status(cudaGetDevice(&device), "cudaGetDevice"));
+    if (device == device_) return {};
+    return invalid_argument("the session is of device " + std::to_string(device_) +
+                            ", but device " + std::to_string(device) +
+                            " is current: expected cudaSetDevice(" + std::to_string(device_) + ")");
+  }
+  /// The same status, noted where work has begun and failed.
+  Status kept(const Status& status) {
+    if (!status.ok() && status.code() != StatusCode::kInterrupted) failure_ = status;
+    return status;
+  }
+  template <typename Value>
+  Result<Value> kept(Result<Value> result) {
+    static_cast<void>(kept(result.status()));
+    return result;
+  }
 
   Status take(const ChunkAdapter& adapter) {
     if (static_cast<std::int64_t>(adapter.weight.size()) != config().hidden_size) {
@@ -221,6 +271,8 @@ class DeviceSession {
     options.positions = options_.positions;
     options.chunk = options_.chunk;
     const cudaStream_t stream = stream_.get();
+    CHUNKLLM_ASSIGN_OR_RETURN(options.maybe_rope,
+                              backbone_->rope_table(options.max_tokens, stream));
     CHUNKLLM_ASSIGN_OR_RETURN(auto batch,
                               DeviceBatch<T>::create(config(), scorer_, options, stream));
     batch_.emplace(std::move(batch));
@@ -236,6 +288,9 @@ class DeviceSession {
     CHUNKLLM_ASSIGN_OR_RETURN(step_in_, PinnedBuffer<StepIn>::create(1));
     CHUNKLLM_ASSIGN_OR_RETURN(step_out_, PinnedBuffer<std::int32_t>::create(2 * layers + 1));
     CHUNKLLM_ASSIGN_OR_RETURN(look_tail_, DeviceBuffer<std::int32_t>::create(1));
+    if (!options_.dense) {
+      CHUNKLLM_ASSIGN_OR_RETURN(prompt_end_.memory, batch_->make_selection_memory());
+    }
     const std::uint8_t one = 1;
     CHUNKLLM_RETURN_IF_ERROR(put(step_->active(), &one, 1));
     CHUNKLLM_ASSIGN_OR_RETURN(auto block, PrefillBlock<T>::create(*backbone_, scorer_, *batch_,
@@ -303,12 +358,16 @@ class DeviceSession {
 
   Status read_rows(std::span<const std::int32_t> tokens, ReadMode mode, bool is_prompt,
                    const Progress& progress, const HiddenRows& hidden_rows);
+  Status read_blocks(std::span<const std::int32_t> tokens, ReadMode mode, bool is_prompt,
+                     const Progress& progress, const HiddenRows& hidden_rows);
+  Result<std::span<const float>> run_step(std::int32_t token);
   Status run_found_block(TokenBlockPlan& plan, bool chooses);
   void decide_by_rules(TokenBlockPlan& plan, bool cuts);
   std::span<const std::int32_t> ends_from(std::int64_t first_chunk);
   Status count_block(const TokenBlockPlan& plan);
   Status show_rows(const TokenBlockPlan& plan, const HiddenRows& hidden_rows);
   void note_read(std::span<const std::int32_t> tokens);
+  Result<std::span<const float>> end_turn();
   Status end_prompt();
   Status look_again(std::int64_t rows);
   Status look_at(std::int64_t first, std::int64_t rows);
@@ -320,12 +379,16 @@ class DeviceSession {
   void count_step();
   void count_rows(std::int64_t first, std::int64_t rows, std::int64_t layer, const SetSize& set);
   Status remember_prompt_end();
+  [[nodiscard]] Status check_rollback(std::int64_t num_tokens) const;
+  Status go_back_to(std::int64_t num_tokens);
   Result<std::span<const float>> head_of(const float* device_row);
 
   const DeviceBackbone<T>* backbone_;
   DeviceScorer<T> scorer_;
   TokenBytes token_bytes_;
   SessionOptions options_;
+  int device_ = 0;
+  Status failure_;  // of the first call that failed in the midst of work
   Stream stream_;
   CublasHandle cublas_;
   std::optional<DeviceChunkAdapter> adapter_;

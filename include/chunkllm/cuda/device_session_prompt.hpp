@@ -126,19 +126,30 @@ Status DeviceSession<T>::restart_sums(std::int64_t chunk_begin, std::int64_t fir
   return {};
 }
 
+/// The prompt's last choice of sets, the place to come back to, and the logits behind it.
+template <typename T>
+Result<std::span<const float>> DeviceSession<T>::end_turn() {
+  if (!options_.dense) CHUNKLLM_RETURN_IF_ERROR(end_prompt());
+  CHUNKLLM_RETURN_IF_ERROR(remember_prompt_end());
+  turn_tokens_ = 0;
+  return head_of(last_hidden_);
+}
+
 /// Keeps what decoding changes, so that `rollback` can come back here.
 template <typename T>
 Status DeviceSession<T>::remember_prompt_end() {
+  if (!options_.dense) {
+    journal_.prune(num_tokens_);
+    CHUNKLLM_RETURN_IF_ERROR(batch_->save(prompt_end_.memory, stream_.get()));
+    prompt_end_.set_sizes = set_sizes_;
+  }
   prompt_end_.num_tokens = num_tokens_;
-  if (options_.dense) return {};
-  journal_.prune(num_tokens_);
-  prompt_end_.set_sizes = set_sizes_;
-  return batch_->save(prompt_end_.memory, stream_.get());
+  return {};
 }
 
+/// Whether `rollback` can go there.
 template <typename T>
-Status DeviceSession<T>::rollback(std::int64_t num_tokens) {
-  if (num_tokens == num_tokens_) return {};
+Status DeviceSession<T>::check_rollback(std::int64_t num_tokens) const {
   const bool is_known =
       options_.dense ? num_tokens >= 0 : num_tokens >= 0 && num_tokens == prompt_end_.num_tokens;
   if (!is_known || num_tokens > num_tokens_) {
@@ -152,6 +163,11 @@ Status DeviceSession<T>::rollback(std::int64_t num_tokens) {
     }
     return out_of_range(message);
   }
+  return {};
+}
+
+template <typename T>
+Status DeviceSession<T>::go_back_to(std::int64_t num_tokens) {
   const auto count = static_cast<std::int32_t>(num_tokens);
   CHUNKLLM_RETURN_IF_ERROR(put(batch_->num_tokens(), &count, 1));
   if (!options_.dense) {
@@ -190,6 +206,7 @@ Status DeviceSession<T>::logits(MatrixView<const float> hidden, MatrixView<float
                             std::to_string(config().hidden_size) + " and " +
                             std::to_string(config().vocab_size));
   }
+  CHUNKLLM_RETURN_IF_ERROR(check_usable());
   const auto rows = static_cast<std::size_t>(hidden.rows);
   const std::size_t width = static_cast<std::size_t>(hidden.cols) * sizeof(float);
   const std::size_t vocab = static_cast<std::size_t>(logits.cols) * sizeof(float);

@@ -10,9 +10,17 @@ template <typename T>
 Status DeviceSession<T>::read_rows(std::span<const std::int32_t> tokens, ReadMode mode,
                                    bool is_prompt, const Progress& progress,
                                    const HiddenRows& hidden_rows) {
+  CHUNKLLM_RETURN_IF_ERROR(check_usable());
   CHUNKLLM_RETURN_IF_ERROR(check_ids(tokens));
   if (tokens.empty()) return {};
   CHUNKLLM_RETURN_IF_ERROR(reserve(num_tokens_ + static_cast<std::int64_t>(tokens.size())));
+  return kept(read_blocks(tokens, mode, is_prompt, progress, hidden_rows));
+}
+
+template <typename T>
+Status DeviceSession<T>::read_blocks(std::span<const std::int32_t> tokens, ReadMode mode,
+                                     bool is_prompt, const Progress& progress,
+                                     const HiddenRows& hidden_rows) {
   using Sets = TokenBlockPlan::Sets;
   const bool joined = mode == ReadMode::kAsDecode && !selects_by_layer();
   const Sets sets = options_.dense || mode == ReadMode::kDense ? Sets::kEverything
@@ -156,9 +164,7 @@ void DeviceSession<T>::count_rows(std::int64_t first, std::int64_t rows, std::in
 /// One copy to the device, the graph, one copy of the logits and one of the sets' sizes back: the
 /// host waits once.
 template <typename T>
-Result<std::span<const float>> DeviceSession<T>::step(std::int32_t token) {
-  CHUNKLLM_RETURN_IF_ERROR(check_ids({&token, 1}));
-  CHUNKLLM_RETURN_IF_ERROR(reserve(num_tokens_ + 1));
+Result<std::span<const float>> DeviceSession<T>::run_step(std::int32_t token) {
   const cudaStream_t stream = stream_.get();
   const bool by_rules = !options_.dense && !finds_boundaries();
   if (by_rules) journal_.on_token(token_bytes_(token));

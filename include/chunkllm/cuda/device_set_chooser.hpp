@@ -25,7 +25,7 @@ struct SetRequest {
   DeviceTriggers triggers;
   std::int64_t first_layer = 0;
   std::int64_t num_layers = 1;                      ///< more than one: they share the sets
-  const float* queries = nullptr;                   ///< [num_layers, triggers.count, query_size]
+  const float* queries = nullptr;                   ///< [num_layers, triggers.count, query_stride]
   const float* maybe_open_keys = nullptr;           ///< [num_layers, triggers.count, key_size]
   DeviceAttendedSets sets;                          ///< trigger i fills set i
   const std::int32_t* maybe_tail_tokens = nullptr;  ///< see `PlanArgs`
@@ -61,6 +61,11 @@ class DeviceSetChooser {
     return {};
   }
 
+  /// Device memory between the kernels.
+  [[nodiscard]] std::size_t bytes() const {
+    return scores_.bytes() + joined_.bytes() + chosen_.bytes() + num_chosen_.bytes() +
+           num_nan_.bytes() + selectable_.bytes() + workspace_.bytes();
+  }
   /// Whether that many triggers fit one request.
   [[nodiscard]] bool holds(std::int32_t num_triggers) const { return num_triggers <= at_once_; }
 
@@ -141,7 +146,7 @@ class DeviceSetChooser {
     part.triggers.tokens += first;
     if (part.triggers.maybe_seqs != nullptr) part.triggers.maybe_seqs += first;
     part.triggers.count = count;
-    part.queries += first * scorer_->shape().query_size();
+    part.queries += first * scorer_->query_stride();
     if (part.maybe_open_keys != nullptr) {
       part.maybe_open_keys += first * scorer_->shape().key_size();
     }
@@ -158,7 +163,9 @@ class DeviceSetChooser {
     kernels::SelectChunksArgs select;
     kernels::PlanArgs plan;
     fill(request, score, select, plan);
-    CHUNKLLM_RETURN_IF_ERROR(kernels::launch_score_chunks(score, stream));
+    if (!scorer_->ranks_by_recency()) {  // else the scores stay 0, as they were allocated
+      CHUNKLLM_RETURN_IF_ERROR(kernels::launch_score_chunks(score, stream));
+    }
     if (request.num_layers > 1) {
       CHUNKLLM_RETURN_IF_ERROR(kernels::launch_join_scores(join_args(request), stream));
       select.scores = joined_.data();
@@ -170,8 +177,8 @@ class DeviceSetChooser {
     const ScorerShape& shape = scorer_->shape();
     kernels::DeviceScoreArgs<T> args;
     args.queries = request.queries;
-    args.query_stride = shape.query_size();
-    args.query_layer_stride = request.triggers.count * shape.query_size();
+    args.query_stride = scorer_->query_stride();
+    args.query_layer_stride = request.triggers.count * args.query_stride;
     if (shape.has_null_logits) {  // behind each query
       args.maybe_null = request.queries + scorer_->query_features();
       args.null_stride = args.query_stride;

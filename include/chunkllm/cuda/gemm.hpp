@@ -4,6 +4,7 @@
 #include <cublas_v2.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
 #include <library_types.h>
 
 #include <cstdint>
@@ -34,9 +35,11 @@ struct GemmArgs {
   bool accumulates = false;  ///< adds to what `outputs` holds
 };
 
-/// kOk, or what cuBLAS says behind the name of what was tried.
+/// kOk, or what cuBLAS says behind the name of what was tried. Clears the runtime's last error as
+/// `cuda_status` does.
 inline Status cublas_status(cublasStatus_t status, std::string_view what) {
   if (status == CUBLAS_STATUS_SUCCESS) return {};
+  static_cast<void>(cudaGetLastError());
   const StatusCode code = status == CUBLAS_STATUS_ALLOC_FAILED ? StatusCode::kResourceExhausted
                                                                : StatusCode::kDeviceError;
   return {code, std::string(what) + ": " + cublasGetStatusName(status)};

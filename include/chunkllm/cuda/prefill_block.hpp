@@ -56,6 +56,13 @@ class PrefillBlock {
   /// [max_rows, hidden_size] final rows of the last block.
   [[nodiscard]] float* hidden() const { return hidden_.data(); }
   [[nodiscard]] std::int32_t max_rows() const { return max_rows_; }
+  /// Device memory besides the batch's and the step's.
+  [[nodiscard]] std::size_t bytes() const {
+    return inputs_.device_bytes() + hidden_.bytes() + normed_.bytes() + qkv_.bytes() +
+           query_rows_.bytes() + attended_.bytes() + scratch_.bytes() + keys_.bytes() +
+           chooser_.bytes() + span_tokens_.bytes() + set_sizes_.bytes() + look_tokens_.bytes() +
+           look_sizes_.bytes() + probabilities_.bytes();
+  }
 
   /// The last block's tiles in a layer; set 0 is the one that stood in front of the block.
   [[nodiscard]] std::span<const kernels::PrefillTile> tiles(std::int64_t layer) const {
@@ -192,17 +199,24 @@ class PrefillBlock {
     return backbone_->embed(run_on(stream), inputs_.tokens(), rows, hidden_.data());
   }
 
+  /// Whether there is room for a block's triggers, and for the chunks that end in it.
+  [[nodiscard]] Status check_room(const TokenBlockPlan& plan, std::size_t triggers,
+                                  std::size_t ends) const {
+    const auto most_ends = static_cast<std::size_t>(
+        std::max(0, std::min(max_ends_, batch_->max_chunks() - plan.first_chunk)));
+    if (triggers <= static_cast<std::size_t>(max_triggers_) &&
+        (batch_->options().dense || ends <= most_ends)) {
+      return {};
+    }
+    return invalid_argument("prefill block: " + std::to_string(triggers) + " triggers and " +
+                            std::to_string(ends) + " chunks, expected at most " +
+                            std::to_string(max_triggers_) + " and " + std::to_string(most_ends));
+  }
+
   Status upload_plan(const TokenBlockPlan& plan, cudaStream_t stream) {
     const std::size_t triggers =
         plan.sets == TokenBlockPlan::Sets::kLayerLocal ? plan.triggers.size() : 0;
-    const auto most_ends = static_cast<std::size_t>(
-        std::max(0, std::min(max_ends_, batch_->max_chunks() - plan.first_chunk)));
-    if (triggers > static_cast<std::size_t>(max_triggers_) ||
-        (!batch_->options().dense && plan.new_ends.size() > most_ends)) {
-      return invalid_argument("prefill block: " + std::to_string(triggers) + " triggers and " +
-                              std::to_string(plan.new_ends.size()) + " chunks, expected at most " +
-                              std::to_string(max_triggers_) + " and " + std::to_string(most_ends));
-    }
+    CHUNKLLM_RETURN_IF_ERROR(check_room(plan, triggers, plan.new_ends.size()));
     num_triggers_ = static_cast<std::int32_t>(triggers);
     // The first layer learns of a boundary from its own output: its sets act one token later.
     const bool found_by_first =
@@ -283,8 +297,7 @@ class PrefillBlock {
                                          cudaMemcpyDeviceToDevice, stream),
                          "copy of a query");
     };
-    CHUNKLLM_RETURN_IF_ERROR(
-        copy(step_->queries(layer), keys_.queries(), scorer_->shape().query_size()));
+    CHUNKLLM_RETURN_IF_ERROR(copy(step_->queries(layer), keys_.queries(), scorer_->query_stride()));
     if (!scorer_->uses_open_key()) return {};
     return copy(step_->open_keys(layer), keys_.maybe_open_keys(), scorer_->shape().key_size());
   }

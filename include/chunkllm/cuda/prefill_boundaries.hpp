@@ -58,13 +58,11 @@ Status PrefillBlock<T>::find_boundaries_and_run(TokenBlockPlan& plan,
       triggers.push_back(token);
       if (has_own_sets || ends_at_trigger) break;
     }
-    if (static_cast<std::int32_t>(triggers.size()) > max_triggers_) {
-      return invalid_argument("prefill block: more than " + std::to_string(max_triggers_) +
-                              " triggers");
-    }
     if (!batch_->options().dense) {
+      const std::span<const std::int32_t> all_ends = new_ends();
+      CHUNKLLM_RETURN_IF_ERROR(check_room(plan, triggers.size(), all_ends.size()));
       const std::span<const std::int32_t> ends =
-          new_ends().subspan(static_cast<std::size_t>(num_ends));
+          all_ends.subspan(static_cast<std::size_t>(num_ends));
       const std::int32_t first_chunk = plan.first_chunk + num_ends;
       const std::int32_t last = plan.first_token + done + kept - 1;
       CHUNKLLM_RETURN_IF_ERROR(

@@ -47,9 +47,9 @@ class PrefillKeys {
     const auto queries = static_cast<std::size_t>(max_queries);
     const auto row_size = static_cast<std::size_t>(scorer.row_size());
     const auto key_size = static_cast<std::size_t>(scorer.shape().key_size());
-    CHUNKLLM_ASSIGN_OR_RETURN(keys.queries_,
-                              DeviceBuffer<float>::create(
-                                  queries * static_cast<std::size_t>(scorer.shape().query_size())));
+    CHUNKLLM_ASSIGN_OR_RETURN(
+        keys.queries_,
+        DeviceBuffer<float>::create(queries * static_cast<std::size_t>(scorer.query_stride())));
     if (scorer.uses_open_key()) {
       CHUNKLLM_ASSIGN_OR_RETURN(keys.open_keys_, DeviceBuffer<float>::create(queries * key_size));
     }
@@ -66,7 +66,7 @@ class PrefillKeys {
   [[nodiscard]] std::size_t bytes() const {
     return queries_.bytes() + open_keys_.bytes() + query_rows_.bytes() + pooled_rows_.bytes();
   }
-  /// [num_queries, query_size] of the last call.
+  /// [num_queries, query_stride] of the last call.
   [[nodiscard]] const float* queries() const { return queries_.data(); }
   /// [num_queries, key_size] of the last call; null where the scorer needs none.
   [[nodiscard]] const float* maybe_open_keys() const { return open_keys_.data(); }
@@ -123,21 +123,21 @@ class PrefillKeys {
     }
     CHUNKLLM_RETURN_IF_ERROR(gather(rows.block.rows, rows.block.row_stride, rows.block.row_size,
                                     rows, query_rows_.data(), stream));
-    const std::int64_t query_size = scorer_->shape().query_size();
+    const std::int64_t query_stride = scorer_->query_stride();
     CHUNKLLM_RETURN_IF_ERROR(product(query_rows_.data(), rows.num_queries,
                                      scorer_->maybe_query_weight(rows.layer),
-                                     scorer_->query_features(), queries_.data(), query_size,
+                                     scorer_->query_features(), queries_.data(), query_stride,
                                      /*accumulates=*/false));
     if (!scorer_->shape().has_null_logits) return {};
     // The biases first, the product on top of them.
     float* nulls = queries_.data() + scorer_->query_features();
     const std::int64_t heads = scorer_->shape().num_heads;
     CHUNKLLM_RETURN_IF_ERROR(kernels::launch_fill_rows<float>(
-        {scorer_->maybe_null_bias(rows.layer), nulls, query_size, rows.num_queries,
+        {scorer_->maybe_null_bias(rows.layer), nulls, query_stride, rows.num_queries,
          static_cast<std::int32_t>(heads), /*accumulate=*/false},
         stream));
     return product(query_rows_.data(), rows.num_queries, scorer_->maybe_null_weight(rows.layer),
-                   heads, nulls, query_size, /*accumulates=*/true);
+                   heads, nulls, query_stride, /*accumulates=*/true);
   }
 
   template <typename Out>

@@ -108,6 +108,7 @@ class TokenBlockInputs {
     return Result<TokenBlockInputs>(std::move(inputs));
   }
 
+  [[nodiscard]] std::size_t device_bytes() const { return device_.bytes() + positions_.bytes(); }
   /// [rows]
   [[nodiscard]] const std::int32_t* tokens() const { return device_.data(); }
   /// [rows] positions first_token, first_token + 1, ...

@@ -2,32 +2,21 @@
 #pragma once
 
 #include <algorithm>
-#include <cassert>
 #include <cstdint>
-#include <limits>
 #include <span>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "chunkllm/chunk/any_scorer.hpp"
 #include "chunkllm/chunk/kv_cache.hpp"
 #include "chunkllm/chunk/score_chunks.hpp"
-#include "chunkllm/core/simd.hpp"
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/core/tensor_view.hpp"
 #include "chunkllm/core/thread_pool.hpp"
+#include "chunkllm/eval/head_mass.hpp"
 #include "chunkllm/model/backbone_config.hpp"
-#include "chunkllm/model/micro_kernel.hpp"
-#include "chunkllm/model/rope.hpp"
 
 namespace chunkllm {
-
-/// Whose attention is measured for a trigger.
-enum class MassRows : std::uint8_t {
-  kNext,  ///< the tokens behind it, up to the next trigger: what a set chosen there will serve
-  kSame   ///< the trigger token itself
-};
 
 /// What a `ChunkMassCollector` gathers.
 struct ChunkMassOptions {
@@ -35,268 +24,65 @@ struct ChunkMassOptions {
   HeadJoin head_join = HeadJoin::kMax;
 };
 
-namespace detail {
-
-/// Adds the attention mass of some rows of one head to chunks [0, num_chunks).
+/// The mass of `HeadMassCollector` as scores of a table: averaged over rows, joined over heads.
 ///
-/// Lanes are rows. A chunk's mass is summed key by key in f32 lanes, then over lanes in a fixed
-/// order, so it depends on nothing but the rows handed in.
-template <typename T>
-class ChunkMassKernel {
- public:
-  ChunkMassKernel(const KvView<T>& kv, std::int64_t head_dim, float scale,
-                  std::span<const std::int64_t> chunk_ends)
-      : kv_(kv),
-        head_dim_(head_dim),
-        scale_(scale),
-        chunk_ends_(chunk_ends),
-        queries_(static_cast<std::size_t>(head_dim * kLanes)),
-        keys_(static_cast<std::size_t>(head_dim * kKeys)),
-        scores_(static_cast<std::size_t>(kLanes * kKeys)) {}
-
-  /// \param q     [rows, num_heads * head_dim], rotated; `head` picks the columns
-  /// \param lse   [rows, num_heads]
-  /// \param mass  [num_chunks]; every chunk must lie before the first row's token, or end with it
-  void add(MatrixView<const float> q, const float* lse, std::int64_t num_heads, std::int64_t head,
-           std::int64_t kv_head, std::int64_t num_chunks, float* mass) {
-    for (std::int64_t first = 0; first < q.rows; first += kLanes) {
-      const std::int64_t rows = std::min(kLanes, q.rows - first);
-      pack(q.middle_rows(first, rows), head);
-      for (std::int64_t lane = 0; lane < kLanes; ++lane) {
-        lse_[lane] = lane < rows ? lse[(first + lane) * num_heads + head]
-                                 : std::numeric_limits<float>::infinity();
-      }
-      add_lanes(rows, kv_head, num_chunks, mass);
-    }
-  }
-
- private:
-  static constexpr std::int64_t kLanes = kPanelCols;
-  static constexpr std::int64_t kKeys = 64;
-
-  void pack(MatrixView<const float> q, std::int64_t head) {
-    std::fill(queries_.begin(), queries_.end(), 0.0F);
-    for (std::int64_t r = 0; r < q.rows; ++r) {
-      const float* query = q.row(r) + head * head_dim_;
-      for (std::int64_t d = 0; d < head_dim_; ++d) {
-        queries_[static_cast<std::size_t>(d * kLanes + r)] = query[d] * scale_;
-      }
-    }
-  }
-
-  void add_lanes(std::int64_t rows, std::int64_t kv_head, std::int64_t num_chunks, float* mass) {
-    const std::int64_t end = chunk_ends_[static_cast<std::size_t>(num_chunks - 1)];
-    const simd::F32x16 lse[2] = {simd::load(lse_), simd::load(lse_ + simd::kLanes)};
-    const int halves = rows > simd::kLanes ? 2 : 1;
-    simd::F32x16 sum[2] = {simd::zero(), simd::zero()};
-    std::int64_t chunk = 0;
-    for (std::int64_t first = 0; first < end; first += kKeys) {
-      const std::int64_t count = std::min(kKeys, end - first);
-      for (std::int64_t k = 0; k < count; ++k) {
-        const T* key = kv_.keys + kv_.offset(first + k, kv_head);
-        for (std::int64_t d = 0; d < head_dim_; ++d) {
-          keys_[static_cast<std::size_t>(k * head_dim_ + d)] = to_f32(key[d]);
-        }
-      }
-      multiply_panel(keys_.data(), head_dim_, /*a_col=*/1, queries_.data(), kLanes, scores_.data(),
-                     kLanes, count, head_dim_, /*accumulate=*/false);
-      for (std::int64_t k = 0; k < count; ++k) {
-        for (int half = 0; half < halves; ++half) {
-          const float* scores = scores_.data() + k * kLanes + half * simd::kLanes;
-          sum[half] = sum[half] + simd::exp(simd::load(scores) - lse[half]);
-        }
-        if (first + k + 1 != chunk_ends_[static_cast<std::size_t>(chunk)]) continue;
-        mass[chunk++] += simd::horizontal_sum(sum[0]) + simd::horizontal_sum(sum[1]);
-        sum[0] = sum[1] = simd::zero();
-      }
-    }
-  }
-
-  const KvView<T>& kv_;
-  std::int64_t head_dim_;
-  float scale_;
-  std::span<const std::int64_t> chunk_ends_;
-  std::vector<float> queries_;  // [head_dim][lanes]
-  std::vector<float> keys_;     // [keys][head_dim]
-  std::vector<float> scores_;   // [keys][lanes]
-  float lse_[kLanes] = {};
-};
-
-}  // namespace detail
-
-/// Exact attention mass of every closed chunk at every trigger, from a dense pass.
-///
-///   m[h,c] = mean over the trigger's rows i of sum_{t in chunk c} exp(scale q_(i,h) . k_t -
-///   lse_(i,h)) score[c] = max (or mean) over h of m[h,c]
-///
-/// Streaming: hand `observe` to `Session::observe_attention` of a session that attends everything
-/// at original positions. Nothing of size tokens x tokens is held. Layers with a sliding window
-/// are left out: they take no selection.
-///
-/// Results do not depend on the number of threads; on the block length only by the rounding of
-/// sums. Cost: 2 num_heads head_dim flops and one exponential for a pair of row and key.
+///   m[h,c] = sums[h,c] / number of the trigger's rows
+///   score[c] = max (or mean) over h of m[h,c]
 class ChunkMassCollector {
  public:
-  /// \param chunk_ends  exclusive ends of the closed chunks, ascending, all above 0
-  /// \param triggers    token positions, ascending
-  /// Errors: kInvalidArgument where a list is not strictly ascending or starts too low.
+  /// Errors: those of `HeadMassCollector::create`.
   static Result<ChunkMassCollector> create(const BackboneConfig& config,
                                            std::vector<std::int64_t> chunk_ends,
                                            std::vector<std::int64_t> triggers,
                                            const ChunkMassOptions& options, ThreadPool& pool) {
-    CHUNKLLM_RETURN_IF_ERROR(check_ascending("chunk_ends", chunk_ends, 1));
-    CHUNKLLM_RETURN_IF_ERROR(check_ascending("triggers", triggers, 0));
-    ChunkMassCollector collector(config, options, pool);
-    collector.chunk_ends_ = std::move(chunk_ends);
-    collector.triggers_ = std::move(triggers);
-    return collector;
+    CHUNKLLM_ASSIGN_OR_RETURN(HeadMassCollector heads,
+                              HeadMassCollector::create(config, std::move(chunk_ends),
+                                                        std::move(triggers), options.rows, pool));
+    return ChunkMassCollector(std::move(heads), config, options.head_join);
   }
 
-  /// Takes a block of a layer. Blocks of a layer come in order, each token once.
-  ///
-  /// \param q    [rows, num_heads * head_dim], rotated, as attention got them
-  /// \param kv   rotated at token positions; holds all tokens up to the last row
-  /// \param lse  [rows, num_heads] log of the softmax's denominator
+  /// Takes a block of a layer: see `HeadMassCollector::observe`.
   template <typename T>
   void observe(std::int64_t layer, std::int64_t first_token, MatrixView<const float> q,
                const KvView<T>& kv, std::span<const float> lse) {
-    if (!config_.sliding_window.empty() &&
-        config_.sliding_window[static_cast<std::size_t>(layer)] > 0) {
-      return;
-    }
-    assert(kv.rotation == Rotation::kAtTokenPosition);
-    std::vector<Piece> pieces = cut_into_pieces(layer, first_token, q.rows);
-    const std::int64_t heads = config_.num_heads;
-    pool_->parallel_for(
-        static_cast<std::int64_t>(pieces.size()) * heads, [&](std::int64_t task, int) {
-          Piece& piece = pieces[static_cast<std::size_t>(task / heads)];
-          if (piece.num_chunks == 0) return;
-          const std::int64_t head = task % heads;
-          detail::ChunkMassKernel<T> kernel(kv, config_.head_dim, scale_, chunk_ends_);
-          kernel.add(q.middle_rows(piece.first_row, piece.num_rows),
-                     lse.data() + piece.first_row * heads, heads, head,
-                     head / (heads / config_.num_kv_heads), piece.num_chunks,
-                     piece.mass.data() + head * piece.num_chunks);
-        });
-    for (Piece& piece : pieces) {
-      if (piece.is_complete) {
-        join_heads(layer, piece);
-      } else {
-        open_[static_cast<std::size_t>(layer)] = std::move(piece);
-      }
-    }
+    heads_.observe(layer, first_token, q, kv, lse, [this](const HeadMass& mass) { join(mass); });
   }
 
   /// The scores, [layer][trigger] -> chunks 1, 2, ... closed at the trigger; empty for a trigger
   /// whose rows were never seen. The last trigger's rows may be cut off by the text's end. To be
   /// called once.
   TableScorer::Table take() {
-    for (std::size_t layer = 0; layer < open_.size(); ++layer) {
-      if (open_[layer].seen_rows > 0) join_heads(static_cast<std::int64_t>(layer), open_[layer]);
-    }
+    heads_.finish([this](const HeadMass& mass) { join(mass); });
     return std::move(table_);
   }
 
  private:
-  /// Consecutive rows of one trigger in one layer.
-  struct Piece {
-    std::size_t trigger = 0;  // index
-    std::int64_t first_row = 0;
-    std::int64_t num_rows = 0;
-    std::int64_t seen_rows = 0;  // of the trigger, these included
-    std::int64_t num_chunks = 0;
-    bool is_complete = false;
-    std::vector<float> mass;  // [num_heads][num_chunks], summed over the rows seen
-  };
-
-  ChunkMassCollector(const BackboneConfig& config, const ChunkMassOptions& options,
-                     ThreadPool& pool)
-      : config_(config),
-        scale_(softmax_scale(config)),
-        options_(options),
-        pool_(&pool),
-        open_(static_cast<std::size_t>(config.num_layers)),
+  ChunkMassCollector(HeadMassCollector heads, const BackboneConfig& config, HeadJoin head_join)
+      : heads_(std::move(heads)),
+        num_heads_(config.num_heads),
+        head_join_(head_join),
         table_(static_cast<std::size_t>(config.num_layers)) {}
 
-  static Status check_ascending(const char* name, const std::vector<std::int64_t>& values,
-                                std::int64_t lowest) {
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      const std::int64_t bound = i == 0 ? lowest : values[i - 1] + 1;
-      if (values[i] < bound) {
-        return invalid_argument(std::string(name) + "[" + std::to_string(i) + "] is " +
-                                std::to_string(values[i]) + ", expected at least " +
-                                std::to_string(bound));
-      }
-    }
-    return {};
-  }
-
-  /// The rows of each trigger within a block, with what earlier blocks gathered for it.
-  std::vector<Piece> cut_into_pieces(std::int64_t layer, std::int64_t first_token,
-                                     std::int64_t num_rows) {
-    std::vector<Piece> pieces;
-    const std::int64_t end_token = first_token + num_rows;
-    // The last trigger in front of the block: its rows may reach into it.
-    auto trigger = static_cast<std::size_t>(
-        std::lower_bound(triggers_.begin(), triggers_.end(), first_token) - triggers_.begin());
-    if (trigger > 0) --trigger;
-    for (; trigger < triggers_.size(); ++trigger) {
-      const std::int64_t token = triggers_[trigger];
-      const bool same = options_.rows == MassRows::kSame;
-      const std::int64_t rows_begin = same ? token : token + 1;
-      const std::int64_t rows_end = same                             ? token + 1
-                                    : trigger + 1 < triggers_.size() ? triggers_[trigger + 1] + 1
-                                                                     : kNoEnd;
-      if (rows_begin >= end_token) break;
-      const std::int64_t begin = std::max(rows_begin, first_token);
-      const std::int64_t end = std::min(rows_end, end_token);
-      if (begin >= end) continue;
-      Piece piece;
-      Piece& open = open_[static_cast<std::size_t>(layer)];
-      if (open.seen_rows > 0 && open.trigger == trigger) {
-        piece = std::exchange(open, Piece{});
-      } else {
-        piece.trigger = trigger;
-        piece.num_chunks = std::upper_bound(chunk_ends_.begin(), chunk_ends_.end(), token + 1) -
-                           chunk_ends_.begin();
-        piece.mass.resize(static_cast<std::size_t>(config_.num_heads * piece.num_chunks));
-      }
-      piece.first_row = begin - first_token;
-      piece.num_rows = end - begin;
-      piece.seen_rows += piece.num_rows;
-      piece.is_complete = end == rows_end;
-      pieces.push_back(std::move(piece));
-    }
-    return pieces;
-  }
-
-  void join_heads(std::int64_t layer, const Piece& piece) {
-    auto& rows = table_[static_cast<std::size_t>(layer)];
-    const auto token = static_cast<std::size_t>(triggers_[piece.trigger]);
-    if (rows.size() <= token) rows.resize(static_cast<std::size_t>(triggers_.back()) + 1);
+  void join(const HeadMass& mass) {
+    auto& rows = table_[static_cast<std::size_t>(mass.layer)];
+    const auto token = static_cast<std::size_t>(heads_.triggers()[mass.trigger]);
+    if (rows.size() <= token) rows.resize(static_cast<std::size_t>(heads_.triggers().back()) + 1);
     std::vector<float>& scores = rows[token];
-    scores.assign(static_cast<std::size_t>(std::max<std::int64_t>(piece.num_chunks - 1, 0)), 0.0F);
-    for (std::int64_t head = 0; head < config_.num_heads; ++head) {
-      const float* mass = piece.mass.data() + head * piece.num_chunks + 1;
+    scores.assign(static_cast<std::size_t>(std::max<std::int64_t>(mass.num_chunks - 1, 0)), 0.0F);
+    for (std::int64_t head = 0; head < num_heads_; ++head) {
+      const float* sums = mass.sums.data() + head * mass.num_chunks + 1;
       for (std::size_t i = 0; i < scores.size(); ++i) {
-        scores[i] = options_.head_join == HeadJoin::kMax ? max_keeping_nan(scores[i], mass[i])
-                                                         : scores[i] + mass[i];
+        scores[i] = head_join_ == HeadJoin::kMax ? max_keeping_nan(scores[i], sums[i])
+                                                 : scores[i] + sums[i];
       }
     }
-    const std::int64_t count =
-        piece.seen_rows * (options_.head_join == HeadJoin::kMean ? config_.num_heads : 1);
+    const std::int64_t count = mass.num_rows * (head_join_ == HeadJoin::kMean ? num_heads_ : 1);
     for (float& score : scores) score /= static_cast<float>(count);
   }
 
-  static constexpr std::int64_t kNoEnd = std::numeric_limits<std::int64_t>::max();
-
-  BackboneConfig config_;
-  float scale_;
-  ChunkMassOptions options_;
-  ThreadPool* pool_;
-  std::vector<std::int64_t> chunk_ends_;
-  std::vector<std::int64_t> triggers_;
-  std::vector<Piece> open_;  // [layer] a trigger whose rows go on in the next block
+  HeadMassCollector heads_;
+  std::int64_t num_heads_;
+  HeadJoin head_join_;
   TableScorer::Table table_;
 };
 

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "chunkllm/core/random.hpp"
 #include "chunkllm/core/status.hpp"
 #include "chunkllm/eval/rule_boundaries.hpp"
 #include "chunkllm/infer/sampler.hpp"
@@ -176,27 +177,14 @@ Result<RetrievalAnswer> answer_trial(SessionType& session, const BpeTokenizer& t
 
 namespace detail {
 
-/// A stream of numbers that depends on nothing but its seeds (SplitMix64, G. Steele, D. Lea,
-/// C. Flood, 2014).
-class TrialRandom {
+/// The numbers that a trial draws.
+class TrialRandom : public RandomStream {
  public:
   explicit TrialRandom(const RetrievalTrialOptions& options)
-      : state_(options.seed * 0x9e3779b97f4a7c15U +
-               static_cast<std::uint64_t>(options.trial) * 0xd1342543de82ef95U) {}
+      : RandomStream(options.seed, static_cast<std::uint64_t>(options.trial)) {}
 
-  /// Below `count`, at least 1.
-  std::uint64_t draw(std::uint64_t count) {
-    state_ += 0x9e3779b97f4a7c15U;
-    std::uint64_t x = state_;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
-    return (x ^ (x >> 31)) % count;
-  }
   /// Five digits, the first not 0.
   std::string draw_key() { return std::to_string(10000 + draw(90000)); }
-
- private:
-  std::uint64_t state_;
 };
 
 /// A fact and the place in the filler, [0, 1], before which it is put.

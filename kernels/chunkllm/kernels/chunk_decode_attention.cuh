@@ -23,6 +23,8 @@
 #include "chunkllm/kernels/decode_attention_merge.cuh"
 #include "chunkllm/kernels/dependent_launch.cuh"
 #include "chunkllm/kernels/primitives.cuh"
+#include "chunkllm/kernels/row_strides.cuh"
+#include "chunkllm/kernels/shared_memory.cuh"
 
 namespace chunkllm::kernels {
 
@@ -35,7 +37,7 @@ struct DecodeAttentionArgs {
   const T* q = nullptr;         ///< [num_seqs, num_heads, head_dim], 16-byte aligned rows
   T* out = nullptr;             ///< as `q`
   std::int64_t q_stride = 0;    ///< from one sequence to the next; 0: num_heads * head_dim
-  std::int64_t out_stride = 0;  ///< likewise
+  std::int64_t out_stride = 0;  ///< likewise; sequences must not overlap
   /// Holds the new tokens' own keys and values already.
   cuda::DeviceKvView<const Kv> kv;
   cuda::DeviceAttendedSets sets;  ///< set s is sequence s's; no span and tail_begin 0: dense
@@ -51,9 +53,11 @@ struct DecodeAttentionArgs {
   Positions positions = Positions::kOriginal;
   /// Needed where a key or query must still be turned. It must reach the largest difference between
   /// a wanted and a stored position. Lengths stand on the device, so only its presence is checked:
-  /// a table that is too short is read past its end.
+  /// what is to be turned further becomes NaN.
   cuda::DeviceRope rope;
-  std::int32_t window = 0;  ///< newest attended tokens seen, the new one included; 0: all
+  /// Newest attended tokens seen, the new one included; 0: all. It counts ranks of the attended
+  /// set, not positions of the text.
+  std::int32_t window = 0;
   /// On devices of compute capability 9.0 or more, where it hides the launch and, with kPast, the
   /// start. Exact in streams and graphs whatever kernel stands in front. With kPast that kernel may
   /// write queries and the new tokens' keys and values only: lengths, sets, page and RoPE tables,
@@ -156,8 +160,10 @@ bool turns(const DecodeAttentionArgs<T, Kv>& args) {
   return turns_keys(args) || args.q_rotation == Rotation::kNone;
 }
 
+/// Checks what `launch_chunk_decode_attention` is given and puts dense strides in the place of
+/// zeros.
 template <typename T, typename Kv>
-Status validate(const DecodeAttentionArgs<T, Kv>& args) {
+Status prepare(DecodeAttentionArgs<T, Kv>& args) {
   if (args.head_dim != 64 && args.head_dim != 96 && args.head_dim != 128 && args.head_dim != 256) {
     return unsupported("head_dim is " + std::to_string(args.head_dim) +
                        ", supported are 64, 96, 128 and 256");
@@ -188,13 +194,18 @@ Status validate(const DecodeAttentionArgs<T, Kv>& args) {
     return invalid_argument("pages of " + std::to_string(args.kv.page_size) + " tokens, " +
                             std::to_string(args.kv.max_pages) + " a sequence");
   }
+  const std::int64_t row = static_cast<std::int64_t>(args.num_heads) * args.head_dim;
+  CHUNKLLM_RETURN_IF_ERROR(
+      take_row_stride("decode attention: q_stride", args.q_stride, args.num_seqs, row));
+  CHUNKLLM_RETURN_IF_ERROR(
+      take_row_stride("decode attention: out_stride", args.out_stride, args.num_seqs, row));
   constexpr auto kVector = static_cast<std::int64_t>(16 / sizeof(Kv));
   const std::int64_t outer = paged ? args.kv.page_stride : args.kv.seq_stride;
   if (!is_aligned(args.q) || !is_aligned(args.out) || args.q_stride % 8 != 0 ||
       args.out_stride % 8 != 0 || !is_aligned(args.kv.keys) || !is_aligned(args.kv.values) ||
       args.kv.token_stride % kVector != 0 || args.kv.head_stride % kVector != 0 ||
       (outer % kVector != 0 && (paged || args.num_seqs > 1))) {
-    return unsupported(
+    return invalid_argument(
         "rows of queries, outputs, keys and values must begin at multiples of 16 bytes");
   }
   if (turns(args) &&
@@ -242,12 +253,11 @@ Status launch_as(const DecodeAttentionArgs<T, Kv>& args, cudaStream_t stream) {
     blocks_per_sm *= 2;
   }
 
-  const std::int64_t row = static_cast<std::int64_t>(args.num_heads) * args.head_dim;
   Params<T, Kv> params;
   params.q = args.q;
   params.out = args.out;
-  params.q_stride = args.q_stride == 0 ? row : args.q_stride;
-  params.out_stride = args.out_stride == 0 ? row : args.out_stride;
+  params.q_stride = args.q_stride;
+  params.out_stride = args.out_stride;
   params.kv = args.kv;
   const auto page_size = static_cast<std::uint32_t>(args.kv.page_size);
   params.page_shift = std::has_single_bit(page_size) ? std::countr_zero(page_size) : -1;
@@ -276,10 +286,7 @@ Status launch_as(const DecodeAttentionArgs<T, Kv>& args, cudaStream_t stream) {
       params.partials + partial_floats(num_sms, args.num_heads, args.head_dim));
 
   const auto kernel = chunk_decode_attention_kernel<T, Kv, kHeadDim, kColumnTiles, kTurned, Cut>;
-  CHUNKLLM_RETURN_IF_ERROR(
-      cuda::cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             Block::shared_bytes(num_warps)),
-                        "chunk_decode_attention_kernel: shared memory"));
+  CHUNKLLM_RETURN_IF_ERROR(allow_any_shared("chunk_decode_attention", kernel));
   params.overlap = can_overlap(kernel) ? args.overlap : Overlap::kNone;
   const LaunchShape shape{dim3(static_cast<unsigned>(num_sms * blocks_per_sm)),
                           static_cast<unsigned>(num_warps * kWarpSize),
@@ -315,11 +322,15 @@ Status launch_head_dim(const DecodeAttentionArgs<T, Kv>& args, cudaStream_t stre
 /// head) pair that two or more blocks share is joined by the last of them to arrive. The cut is
 /// made on the device: a captured launch serves sequences that grow and sets that change.
 ///
+/// RoPE: where something is turned, dimension i of a head is turned with i + head_dim / 2, over all
+///        of head_dim; a model that rotates neighbours or a part of the head must have keys and
+///        queries turned beforehand.
+///
 /// Numerics: products of 16 bit operands, sums in f32, online softmax in base 2. The weights are
 ///        rounded to the operands' type before they meet the values. fp8 keys and values are
 ///        widened to __half exactly, and queries rounded to it (above 65504 they become infinite).
 ///        A query or key that is turned is rounded to 16 bits again, as it would be if it had been
-///        stored turned.
+///        stored turned. fp8 has one scale for all keys of the cache and one for all values.
 /// NaN:   in a query reaches that head, in an attended key or value all heads of its group (a
 ///        value's its own dimension). Infinite scores give NaN. Tokens outside the set are not
 ///        read.
@@ -335,10 +346,10 @@ Status launch_head_dim(const DecodeAttentionArgs<T, Kv>& args, cudaStream_t stre
 /// Source: online softmax, M. Milakov and N. Gimelshein, 2018; split keys as in FlashDecoding,
 ///        2023; equal stretches as in Stream-K, M. Osama et al., 2023
 template <typename T, typename Kv>
-Status launch_chunk_decode_attention(const DecodeAttentionArgs<T, Kv>& args, cudaStream_t stream) {
+Status launch_chunk_decode_attention(DecodeAttentionArgs<T, Kv> args, cudaStream_t stream) {
   static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>);
   static_assert(std::is_same_v<Kv, T> || std::is_same_v<Kv, __nv_fp8_e4m3>);
-  CHUNKLLM_RETURN_IF_ERROR(decode_attention::validate(args));
+  CHUNKLLM_RETURN_IF_ERROR(decode_attention::prepare(args));
   if (args.num_seqs == 0) return {};
   switch (args.head_dim) {
     case 64: return decode_attention::launch_head_dim<64>(args, stream);

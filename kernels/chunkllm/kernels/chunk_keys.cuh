@@ -9,13 +9,54 @@
 #include "chunkllm/cuda/cuda_status.hpp"
 #include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/chunk_keys_kernels.cuh"
+#include "chunkllm/kernels/row_strides.cuh"
 
 namespace chunkllm::kernels {
 
 namespace chunk_keys {
 
+/// Puts dense strides in the place of zeros. Errors: kInvalidArgument for strides smaller than what
+/// they step over.
 template <typename Row, typename Key, typename Weight>
-Status validate(const UpdateChunkKeysArgs<Row, Key, Weight>& args) {
+Status take_strides(UpdateChunkKeysArgs<Row, Key, Weight>& args) {
+  const std::int64_t num_seqs = args.table.num_seqs;
+  const auto take = [](const char* field, std::int64_t& stride, std::int64_t count,
+                       std::int64_t width) {
+    return take_row_stride(std::string("update_chunk_keys: ") + field, stride, count, width);
+  };
+  const auto take_layers = [&](const char* field, std::int64_t& stride, std::int64_t seq_stride,
+                               std::int64_t seq_size) {
+    // The last sequence's row may end its layer.
+    if (stride == 0) stride = num_seqs * seq_stride;
+    return take(field, stride, args.num_layers, (num_seqs - 1) * seq_stride + seq_size);
+  };
+  CHUNKLLM_RETURN_IF_ERROR(take("row_seq_stride", args.row_seq_stride, num_seqs, args.row_size));
+  // Layers may share their rows: the stride is the caller's word.
+  if (args.row_layer_stride == 0) args.row_layer_stride = num_seqs * args.row_seq_stride;
+  CHUNKLLM_RETURN_IF_ERROR(
+      take_layers("sum_layer_stride", args.sum_layer_stride, args.row_size, args.row_size));
+  const std::int64_t seq_keys = static_cast<std::int64_t>(args.table.max_chunks) * args.key_size;
+  CHUNKLLM_RETURN_IF_ERROR(
+      take_layers("key_layer_stride", args.key_layer_stride, seq_keys, seq_keys));
+  if (args.num_query_features > 0) {
+    CHUNKLLM_RETURN_IF_ERROR(
+        take("query_seq_stride", args.query_seq_stride, num_seqs, args.query_size()));
+    CHUNKLLM_RETURN_IF_ERROR(take_layers("query_layer_stride", args.query_layer_stride,
+                                         args.query_seq_stride, args.query_size()));
+    CHUNKLLM_RETURN_IF_ERROR(
+        take("query_row_seq_stride", args.query_row_seq_stride, num_seqs, args.num_query_features));
+    if (args.query_row_layer_stride == 0) {
+      args.query_row_layer_stride = num_seqs * args.query_row_seq_stride;
+    }
+  }
+  if (args.maybe_open_keys == nullptr) return {};
+  return take_layers("open_key_layer_stride", args.open_key_layer_stride, args.key_size,
+                     args.key_size);
+}
+
+/// Checks what the launchers are given and puts dense strides in the place of zeros.
+template <typename Row, typename Key, typename Weight>
+Status prepare(UpdateChunkKeysArgs<Row, Key, Weight>& args) {
   const auto refuse = [](const std::string& what) {
     return invalid_argument("update_chunk_keys: " + what);
   };
@@ -66,17 +107,7 @@ Status validate(const UpdateChunkKeysArgs<Row, Key, Weight>& args) {
   const bool one_layer = args.num_layers == 1;
   const auto layer_stride = [&](std::int64_t stride) { return one_layer ? 0 : stride; };
   const std::int64_t num_seqs = args.table.num_seqs;
-  const bool strides_hold =
-      (num_seqs == 1 || args.row_seq_stride >= args.row_size) &&
-      (one_layer ||
-       (args.sum_layer_stride >= num_seqs * args.row_size &&
-        args.key_layer_stride >= num_seqs * args.table.max_chunks * args.key_size &&
-        (args.num_query_features == 0 || args.query_layer_stride >= num_seqs * args.query_size()) &&
-        (args.maybe_open_keys == nullptr ||
-         args.open_key_layer_stride >= num_seqs * args.key_size)));
-  if (!strides_hold) {
-    return refuse("strides are smaller than what they step over");
-  }
+  CHUNKLLM_RETURN_IF_ERROR(take_strides(args));
   bool aligned = rows_are_aligned(args.rows, layer_stride(args.row_layer_stride)) &&
                  rows_are_aligned(args.rows, num_seqs == 1 ? 0 : args.row_seq_stride) &&
                  rows_are_aligned(args.open_sums, layer_stride(args.sum_layer_stride)) &&
@@ -91,7 +122,8 @@ Status validate(const UpdateChunkKeysArgs<Row, Key, Weight>& args) {
           aligned &&
           rows_are_aligned(args.maybe_query_rows, layer_stride(args.query_row_layer_stride)) &&
           rows_are_aligned(args.maybe_query_rows, num_seqs == 1 ? 0 : args.query_row_seq_stride) &&
-          rows_are_aligned(args.queries, layer_stride(args.query_layer_stride));
+          rows_are_aligned(args.queries, layer_stride(args.query_layer_stride)) &&
+          rows_are_aligned(args.queries, num_seqs == 1 ? 0 : args.query_seq_stride);
     }
   }
   if (!aligned) {
@@ -138,11 +170,10 @@ Status launch_project(const UpdateChunkKeysArgs<Row, Key, Weight>& args, cudaStr
 ///         launch.
 /// Source: ChunkLLM, arXiv 2510.02361 (adapters beside Q and K); mean pooling is ours.
 template <typename Row, typename Key, typename Weight>
-Status launch_update_chunk_keys(const UpdateChunkKeysArgs<Row, Key, Weight>& args,
-                                cudaStream_t stream) {
+Status launch_update_chunk_keys(UpdateChunkKeysArgs<Row, Key, Weight> args, cudaStream_t stream) {
   static_assert(kIsRowType<Row> && kIsRowType<Key> && kIsRowType<Weight>,
                 "rows, keys and weights are float, __half or __nv_bfloat16");
-  CHUNKLLM_RETURN_IF_ERROR(chunk_keys::validate(args));
+  CHUNKLLM_RETURN_IF_ERROR(chunk_keys::prepare(args));
   if (args.num_layers == 0 || args.table.num_seqs == 0) return {};
   const auto num_layers = static_cast<unsigned>(args.num_layers);
   const auto num_seqs = static_cast<unsigned>(args.table.num_seqs);
@@ -171,9 +202,8 @@ Status launch_update_chunk_keys(const UpdateChunkKeysArgs<Row, Key, Weight>& arg
 ///
 /// Errors: as `launch_update_chunk_keys`
 template <typename Row, typename Key, typename Weight>
-Status launch_sum_newest_rows(const UpdateChunkKeysArgs<Row, Key, Weight>& args,
-                              cudaStream_t stream) {
-  CHUNKLLM_RETURN_IF_ERROR(chunk_keys::validate(args));
+Status launch_sum_newest_rows(UpdateChunkKeysArgs<Row, Key, Weight> args, cudaStream_t stream) {
+  CHUNKLLM_RETURN_IF_ERROR(chunk_keys::prepare(args));
   if (args.num_layers == 0 || args.table.num_seqs == 0) return {};
   const int num_blocks = ceil_div(args.row_size, chunk_keys::kSumThreads * kRowVector);
   const dim3 grid(static_cast<unsigned>(num_blocks), static_cast<unsigned>(args.table.num_seqs),

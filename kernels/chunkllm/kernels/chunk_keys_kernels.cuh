@@ -15,8 +15,8 @@ namespace chunkllm::kernels {
 /// What `launch_update_chunk_keys` reads and writes: one new token in each sequence of a batch, in
 /// one layer or in all of them.
 ///
-/// Layer strides count elements and are not read where `num_layers` is 1. Sequences lie one behind
-/// the other where no stride is named.
+/// Strides count elements; 0 stands for dense arrays. Layer strides are not read where `num_layers`
+/// is 1. Sequences lie one behind the other where no stride is named.
 ///
 /// \tparam Row     of the rows that feed the scorer: float, __half or __nv_bfloat16
 /// \tparam Key     of the key cache, likewise
@@ -58,6 +58,9 @@ struct UpdateChunkKeysArgs {
   /// [num_layers, num_seqs, query_size()]; written where triggered, else left as it is.
   float* queries = nullptr;
   std::int64_t query_layer_stride = 0;
+  /// `launch_score_chunks` takes multiples of 4 only, which query_size() with null logits need not
+  /// be: leave a gap between queries then. The null logits follow a query's features.
+  std::int64_t query_seq_stride = 0;
   /// [num_layers, num_seqs, key_size] key of the chunk that is still open at a trigger; left as it
   /// is where none is, or no trigger. Null: the scorer does not need it.
   float* maybe_open_keys = nullptr;
@@ -173,9 +176,9 @@ __device__ inline void copy_query(const UpdateChunkKeysArgs<Row, Key, Weight>& a
              seq * args.query_row_seq_stride + feature);
   float values[kRowVector];
   words.widen(values);
-  RowVector<float>::store(args.queries + layer * args.query_layer_stride +
-                              static_cast<std::int64_t>(seq) * args.num_query_features + feature,
-                          values);
+  RowVector<float>::store(
+      args.queries + layer * args.query_layer_stride + seq * args.query_seq_stride + feature,
+      values);
 }
 
 /// Adds the newest rows to the open sums; without an adapter it also writes mean keys and copies
@@ -321,7 +324,7 @@ __device__ inline void store_output(const UpdateChunkKeysArgs<Row, Key, Weight>&
   if (output >= args.num_query_features && args.maybe_null_bias != nullptr) {
     value += args.maybe_null_bias[layer * args.num_heads + output - args.num_query_features];
   }
-  args.queries[layer * args.query_layer_stride + seq * args.query_size() + output] = value;
+  args.queries[layer * args.query_layer_stride + seq * args.query_seq_stride + output] = value;
 }
 
 /// Whether a sequence needs a key made, or a query.

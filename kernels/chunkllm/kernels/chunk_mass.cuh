@@ -13,18 +13,19 @@
 #include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/chunk_mass_kernels.cuh"
 #include "chunkllm/kernels/primitives.cuh"
+#include "chunkllm/kernels/row_strides.cuh"
 
 namespace chunkllm::kernels {
 namespace detail {
 
+/// Checks addresses and puts the strides of dense queries in the place of zeros.
 template <typename T>
-bool wants_pooled_mass(const ChunkMassArgs<T>& args) {
-  return args.num_pooled > 0 &&
-         (args.maybe_pooled_max != nullptr || args.maybe_pooled_mean != nullptr);
-}
-
-template <typename T>
-Status check_chunk_mass_layout(const ChunkMassArgs<T>& args) {
+Status prepare_chunk_mass_layout(ChunkMassArgs<T>& args) {
+  CHUNKLLM_RETURN_IF_ERROR(take_row_stride("chunk_mass: q_head_stride", args.q_head_stride,
+                                           args.num_heads, args.head_dim));
+  if (args.q_row_stride == 0) args.q_row_stride = args.num_heads * args.q_head_stride;
+  CHUNKLLM_RETURN_IF_ERROR(
+      take_row_stride("chunk_mass: q_row_stride", args.q_row_stride, args.num_rows, args.head_dim));
   if (!is_aligned(args.q, 4) || args.q_row_stride % 2 != 0 || args.q_head_stride % 2 != 0) {
     return invalid_argument("chunk_mass: q must start at a multiple of 4 bytes, its strides even");
   }
@@ -37,14 +38,17 @@ Status check_chunk_mass_layout(const ChunkMassArgs<T>& args) {
   if (kv.rotation != Rotation::kAtTokenPosition) {
     return unsupported("chunk_mass: keys before RoPE; supported: keys rotated at token positions");
   }
-  if (kv.page_table != nullptr && kv.page_size < 1) {
-    return invalid_argument("chunk_mass: page_size is " + std::to_string(kv.page_size));
+  if (kv.page_table != nullptr && (kv.page_size < 1 || kv.max_pages < 1)) {
+    return invalid_argument("chunk_mass: " + std::to_string(kv.max_pages) + " pages of " +
+                            std::to_string(kv.page_size) +
+                            " tokens a sequence, expected at least one of each");
   }
   return {};
 }
 
+/// Checks what `launch_chunk_mass` is given and puts dense strides in the place of zeros.
 template <typename T>
-Status check_chunk_mass(const ChunkMassArgs<T>& args) {
+Status prepare_chunk_mass(ChunkMassArgs<T>& args) {
   constexpr std::int32_t kMaxColumns = 65535 * kMassChunks;  // blocks in y
   constexpr std::int32_t kMaxPooled = 65535;
   if (args.head_dim != 64 && args.head_dim != 96 && args.head_dim != 128 && args.head_dim != 256) {
@@ -74,7 +78,7 @@ Status check_chunk_mass(const ChunkMassArgs<T>& args) {
   if (args.num_pooled > 0 && args.maybe_pooled_tokens == nullptr) {
     return invalid_argument("chunk_mass: pooled rows without maybe_pooled_tokens");
   }
-  return check_chunk_mass_layout(args);
+  return prepare_chunk_mass_layout(args);
 }
 
 template <typename T, int kHeadDim>
@@ -84,8 +88,11 @@ Status launch_mass_kernel(const ChunkMassArgs<T>& args, cudaStream_t stream) {
       cuda::cuda_status(cudaFuncSetAttribute(chunk_mass_kernel<T, kHeadDim>,
                                              cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
                         "chunk_mass_kernel"));
+  // A block that joins heads row by row must have them all.
+  const bool joins_rows = args.maybe_max != nullptr || args.maybe_mean != nullptr;
   const dim3 grid(static_cast<unsigned>(ceil_div(args.num_rows, kMassRows)),
-                  static_cast<unsigned>(ceil_div(args.num_columns, kMassChunks)));
+                  static_cast<unsigned>(ceil_div(args.num_columns, kMassChunks)),
+                  joins_rows ? 1U : static_cast<unsigned>(args.num_heads));
   chunk_mass_kernel<T, kHeadDim><<<grid, kMassThreads, kBytes, stream>>>(args);
   return cuda::launch_status("chunk_mass_kernel");
 }
@@ -105,7 +112,7 @@ Status launch_mass_kernel(const ChunkMassArgs<T>& args, cudaStream_t stream) {
 /// Bytes of workspace for `launch_chunk_mass`: 0 where no pooled output is wanted.
 template <typename T>
 std::size_t chunk_mass_workspace_bytes(const ChunkMassArgs<T>& args) {
-  if (!detail::wants_pooled_mass(args) || args.num_rows < 1 || args.num_columns < 1) return 0;
+  if (!args.wants_pooled() || args.num_rows < 1 || args.num_columns < 1) return 0;
   return static_cast<std::size_t>(detail::num_mass_partials(args.num_rows, args.num_pooled) *
                                   args.num_heads * args.num_columns) *
          sizeof(float);
@@ -116,10 +123,10 @@ std::size_t chunk_mass_workspace_bytes(const ChunkMassArgs<T>& args) {
 ///   m[h, i, c] = sum over tokens t of chunk c of exp(scale q[i, h] . k[t] - lse[i, h])
 ///
 /// of the chunks that are closed once row i's token has been read; 0 for all other columns. The
-/// maximum and the mean over heads are taken row by row. A pooled row first averages each head over
-/// its rows and then joins the heads, as `ChunkMassCollector` does: a set is chosen once for all
-/// tokens that follow it. Rows that this call does not hold are left out of the average, so blocks
-/// of rows should end where a pooled row does; a pooled row without rows is 0.
+/// maximum and the mean over heads are taken row by row. A pooled row averages each head over its
+/// rows and then joins the heads, as `HeadMassCollector` and `ChunkMassCollector` do: a set is
+/// chosen once for all tokens that follow it. Rows that this call does not hold are left out of the
+/// average, so blocks of rows should end where a pooled row does; a pooled row without rows is 0.
 ///
 /// A text is read in blocks of rows, of 512 to 2,048 as prefill has them, and each block's outputs
 /// are used before the next: nothing of size tokens x tokens exists.
@@ -132,7 +139,9 @@ std::size_t chunk_mass_workspace_bytes(const ChunkMassArgs<T>& args) {
 ///              makes its own chunk NaN or infinite; a maximum over heads keeps NaN
 /// Empty input: no rows, or no columns: writes nothing and returns kOk
 /// Cost:        2 num_heads head_dim flops and one exponential a pair of row and key; keys are read
-///              once for 64 rows and a head, mostly from L2. One launch, two with pooled outputs
+///              once for 64 rows and a head, mostly from L2. One launch, two with pooled outputs;
+///              without maybe_max and maybe_mean heads have blocks of their own and run side by
+///              side
 /// Errors:      kUnsupported for a head_dim not listed, for keys before RoPE and for more columns
 ///              than a grid has room for; kInvalidArgument for shapes and strides, for a missing
 ///              pointer and a short workspace; kOutOfRange for a sequence that the table lacks;
@@ -142,9 +151,9 @@ std::size_t chunk_mass_workspace_bytes(const ChunkMassArgs<T>& args) {
 ///              chunks need no correction
 /// Test:        tests/cuda/test_chunk_mass.cu
 template <typename T>
-Status launch_chunk_mass(const ChunkMassArgs<T>& args, cudaStream_t stream) {
-  CHUNKLLM_RETURN_IF_ERROR(detail::check_chunk_mass(args));
-  const bool is_pooling = detail::wants_pooled_mass(args);
+Status launch_chunk_mass(ChunkMassArgs<T> args, cudaStream_t stream) {
+  CHUNKLLM_RETURN_IF_ERROR(detail::prepare_chunk_mass(args));
+  const bool is_pooling = args.wants_pooled();
   const bool has_output = is_pooling || args.maybe_head_mass != nullptr ||
                           args.maybe_max != nullptr || args.maybe_mean != nullptr;
   if (args.num_rows == 0 || args.num_columns == 0 || !has_output) return {};
@@ -159,17 +168,12 @@ Status launch_chunk_mass(const ChunkMassArgs<T>& args, cudaStream_t stream) {
                             " bytes, expected " + std::to_string(needed) +
                             " at a multiple of 4 bytes");
   }
-  ChunkMassArgs<T> call = args;
-  if (!is_pooling) {
-    call.num_pooled = 0;
-    call.maybe_pooled_max = call.maybe_pooled_mean = nullptr;
-  }
-  CHUNKLLM_RETURN_IF_ERROR(detail::launch_mass_kernel(call, stream));
+  CHUNKLLM_RETURN_IF_ERROR(detail::launch_mass_kernel(args, stream));
   if (!is_pooling) return {};
 
   const dim3 grid(static_cast<unsigned>(ceil_div(args.num_columns, detail::kMassChunks)),
                   static_cast<unsigned>(args.num_pooled));
-  detail::pool_chunk_mass_kernel<T><<<grid, detail::kMassThreads, 0, stream>>>(call);
+  detail::pool_chunk_mass_kernel<T><<<grid, detail::kMassThreads, 0, stream>>>(args);
   return cuda::launch_status("pool_chunk_mass_kernel");
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "chunkllm/core/host_device.hpp"
 #include "chunkllm/cuda/views.hpp"
 #include "chunkllm/kernels/candidate_range.cuh"
 #include "chunkllm/kernels/primitives.cuh"
@@ -22,8 +23,8 @@ template <typename T>
 struct ChunkMassArgs {
   /// [num_rows, num_heads, head_dim], rotated, as attention got them; at multiples of 4 bytes.
   const T* q = nullptr;
-  std::int64_t q_row_stride = 0;   ///< even
-  std::int64_t q_head_stride = 0;  ///< even
+  std::int64_t q_row_stride = 0;   ///< even; 0: rows side by side
+  std::int64_t q_head_stride = 0;  ///< even; 0: heads side by side
   /// Rotated at token positions; holds every token up to the last row's. Values are not read.
   cuda::DeviceKvView<const T> kv;
   /// [num_rows, num_heads] natural log of the softmax's denominator, over all causal keys.
@@ -48,11 +49,17 @@ struct ChunkMassArgs {
   /// position j + 1 and with it; the last has no end.
   const std::int32_t* maybe_pooled_tokens = nullptr;
   std::int32_t num_pooled = 0;
-  float* maybe_pooled_max = nullptr;   ///< [num_pooled, num_columns]
-  float* maybe_pooled_mean = nullptr;  ///< [num_pooled, num_columns]
+  float* maybe_pooled_heads = nullptr;  ///< [num_pooled, num_heads, num_columns]
+  float* maybe_pooled_max = nullptr;    ///< [num_pooled, num_columns]
+  float* maybe_pooled_mean = nullptr;   ///< [num_pooled, num_columns]
 
   void* workspace = nullptr;  ///< `chunk_mass_workspace_bytes`, at a multiple of 4; pooled only
   std::size_t workspace_bytes = 0;
+
+  CHUNKLLM_HD bool wants_pooled() const {
+    return num_pooled > 0 && (maybe_pooled_heads != nullptr || maybe_pooled_max != nullptr ||
+                              maybe_pooled_mean != nullptr);
+  }
 };
 
 namespace detail {
@@ -263,7 +270,8 @@ __device__ inline void write_head_mass(const ChunkMassArgs<T>& args, std::int32_
   }
 }
 
-/// Block (x, y) takes 64 rows, all heads one after the other, and 128 chunks.
+/// Block (x, y, z) takes 64 rows, 128 chunks and its share of the heads one after the other: one
+/// head, or all of them where they are joined row by row.
 template <typename T, int kHeadDim>
 __global__ __launch_bounds__(kMassThreads, kHeadDim <= 128 ? 3 : 2) void chunk_mass_kernel(
     const __grid_constant__ ChunkMassArgs<T> args) {
@@ -274,6 +282,7 @@ __global__ __launch_bounds__(kMassThreads, kHeadDim <= 128 ? 3 : 2) void chunk_m
   constexpr int kStepSize = kMassKeys * kMassKeyStride<kHeadDim>;
   float* const sums = reinterpret_cast<float*>(keys + 2 * kStepSize);
 
+  const bool is_pooling = args.wants_pooled();
   const auto thread = static_cast<std::int32_t>(threadIdx.x);
   const auto first_row = static_cast<std::int32_t>(blockIdx.x) * kMassRows;
   const std::int32_t num_rows = min(kMassRows, args.num_rows - first_row);
@@ -286,7 +295,7 @@ __global__ __launch_bounds__(kMassThreads, kHeadDim <= 128 ? 3 : 2) void chunk_m
           first_chunk + kMassChunks);
   const std::int32_t num_chunks = max(end_chunk - first_chunk, 0);
   if (thread < num_chunks) ends[thread] = table[first_chunk + thread];
-  if (args.num_pooled > 0 && thread < num_rows) {
+  if (is_pooling && thread < num_rows) {
     // chunks_before counts the tokens at or before a position; those before are wanted.
     groups[thread] = chunks_before(args.maybe_pooled_tokens, args.num_pooled,
                                    args.first_token + first_row + thread - 1) -
@@ -294,9 +303,11 @@ __global__ __launch_bounds__(kMassThreads, kHeadDim <= 128 ? 3 : 2) void chunk_m
   }
   __syncthreads();
 
+  const std::int32_t num_heads = args.num_heads / static_cast<std::int32_t>(gridDim.z);
+  const std::int32_t first_head = static_cast<std::int32_t>(blockIdx.z) * num_heads;
+  const std::int32_t end_head = first_head + num_heads;
   const std::int32_t column = first_chunk + thread;
   const std::int32_t end = thread < num_chunks ? ends[thread] : kMassNoEnd;
-  const bool is_pooling = args.maybe_pooled_max != nullptr || args.maybe_pooled_mean != nullptr;
   const std::int64_t head_partials =
       (std::int64_t{args.num_pooled} + ceil_div(args.num_rows, kMassRows)) * args.num_columns;
   const auto write_head = [&](std::int32_t head) {
@@ -306,7 +317,7 @@ __global__ __launch_bounds__(kMassThreads, kHeadDim <= 128 ? 3 : 2) void chunk_m
     write_head_mass(args, head, first_row, num_rows, column, end, sums, groups, partials);
   };
   if (num_chunks == 0) {  // the same for the whole block
-    for (std::int32_t head = 0; head < args.num_heads; ++head) write_head(head);
+    for (std::int32_t head = first_head; head < end_head; ++head) write_head(head);
     return;
   }
 
@@ -326,8 +337,8 @@ __global__ __launch_bounds__(kMassThreads, kHeadDim <= 128 ? 3 : 2) void chunk_m
   MassQueries<T, kHeadDim> queries;
   MassRun run;
   int buffer = 0;
-  fetch(/*head=*/0, /*step=*/0, buffer);
-  for (std::int32_t head = 0; head < args.num_heads; ++head) {
+  fetch(first_head, /*step=*/0, buffer);
+  for (std::int32_t head = first_head; head < end_head; ++head) {
     queries.load(args, first_row + warp * 16, head);
     run.start(ends, num_chunks);
     for (std::int32_t step = 0; step < num_steps; ++step) {
@@ -336,7 +347,7 @@ __global__ __launch_bounds__(kMassThreads, kHeadDim <= 128 ? 3 : 2) void chunk_m
       __syncthreads();
       if (step + 1 < num_steps) {
         fetch(head, step + 1, buffer ^ 1);
-      } else if (head + 1 < args.num_heads) {
+      } else if (head + 1 < end_head) {
         fetch(head + 1, /*step=*/0, buffer ^ 1);
       }
       float p[kMassKeys / 8][4];
@@ -361,7 +372,8 @@ __global__ __launch_bounds__(kMassThreads, kHeadDim <= 128 ? 3 : 2) void chunk_m
   }
 }
 
-/// Joins the heads' sums of a pooled row: thread c of block (x, j) is chunk 128 x + c.
+/// Averages the heads' sums of a pooled row and joins them: thread c of block (x, j) is chunk
+/// 128 x + c.
 template <typename T>
 __global__ __launch_bounds__(kMassThreads) void pool_chunk_mass_kernel(
     const __grid_constant__ ChunkMassArgs<T> args) {
@@ -382,24 +394,28 @@ __global__ __launch_bounds__(kMassThreads) void pool_chunk_mass_kernel(
   const std::int32_t row_end = row_of(next);
   const bool is_closed =
       column < args.table.num_chunks[args.seq] && args.table.ends_of(args.seq)[column] - 1 <= token;
+  const bool has_rows = is_closed && row_begin < row_end;
+  const auto count = static_cast<float>(max(row_end - row_begin, 1));
+  const std::int64_t num_partials =
+      std::int64_t{args.num_pooled} + ceil_div(args.num_rows, kMassRows);
+  const auto* head_partials = static_cast<const float*>(args.workspace) + column;
   float maximum = 0.0F;
   float total = 0.0F;
-  if (is_closed && row_begin < row_end) {
-    const std::int64_t num_partials =
-        std::int64_t{args.num_pooled} + ceil_div(args.num_rows, kMassRows);
-    const auto* head_partials = static_cast<const float*>(args.workspace) + column;
-    for (std::int32_t head = 0; head < args.num_heads; ++head) {
-      float sum = 0.0F;
-      for (std::int32_t tile = row_begin / kMassRows; tile <= (row_end - 1) / kMassRows; ++tile) {
-        sum += head_partials[(head * num_partials + group + tile) * args.num_columns];
-      }
-      maximum = max_keeping_nan(maximum, sum);
-      total += sum;
+  for (std::int32_t head = 0; head < args.num_heads; ++head) {
+    float sum = 0.0F;
+    for (std::int32_t tile = row_begin / kMassRows; has_rows && tile <= (row_end - 1) / kMassRows;
+         ++tile) {
+      sum += head_partials[(head * num_partials + group + tile) * args.num_columns];
     }
-    const auto count = static_cast<float>(row_end - row_begin);
-    maximum /= count;
-    total /= count * static_cast<float>(args.num_heads);
+    if (args.maybe_pooled_heads != nullptr) {
+      const std::int64_t row = static_cast<std::int64_t>(group) * args.num_heads + head;
+      args.maybe_pooled_heads[row * args.num_columns + column] = sum / count;
+    }
+    maximum = max_keeping_nan(maximum, sum);
+    total += sum;
   }
+  maximum /= count;
+  total /= count * static_cast<float>(args.num_heads);
   const std::int64_t at = static_cast<std::int64_t>(group) * args.num_columns + column;
   if (args.maybe_pooled_max != nullptr) args.maybe_pooled_max[at] = maximum;
   if (args.maybe_pooled_mean != nullptr) args.maybe_pooled_mean[at] = total;

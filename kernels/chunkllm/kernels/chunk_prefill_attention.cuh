@@ -12,6 +12,7 @@
 #include "chunkllm/kernels/prefill_attention_common.cuh"
 #include "chunkllm/kernels/prefill_attention_mma.cuh"
 #include "chunkllm/kernels/prefill_attention_wgmma.cuh"
+#include "chunkllm/kernels/row_strides.cuh"
 
 namespace chunkllm::kernels {
 
@@ -28,8 +29,10 @@ inline bool is_row_stride(std::int64_t stride) {
   return stride >= 0 && stride % kPieceValues == 0;
 }
 
+/// Checks what `launch_chunk_prefill_attention` is given and puts dense strides in the place of
+/// zeros.
 template <typename T>
-Status validate(const PrefillAttentionArgs<T>& args) {
+Status prepare(PrefillAttentionArgs<T>& args) {
   const auto invalid = [](const std::string& what) {
     return invalid_argument("chunk_prefill_attention: " + what);
   };
@@ -68,16 +71,16 @@ Status validate(const PrefillAttentionArgs<T>& args) {
       (args.sets.span_capacity > 0 && args.sets.span_tokens == nullptr)) {
     return invalid("there are no sets, or their arrays are null");
   }
+  const std::int64_t width = static_cast<std::int64_t>(args.num_heads) * args.head_dim;
+  CHUNKLLM_RETURN_IF_ERROR(
+      take_row_stride("chunk_prefill_attention: q_stride", args.q_stride, args.num_rows, width));
+  CHUNKLLM_RETURN_IF_ERROR(take_row_stride("chunk_prefill_attention: out_stride", args.out_stride,
+                                           args.num_rows, width));
   if (!is_aligned(args.q) || !is_aligned(args.out) || !is_aligned(args.kv.keys) ||
       !is_aligned(args.kv.values) || !is_row_stride(args.q_stride) ||
       !is_row_stride(args.out_stride) || !is_row_stride(args.kv.token_stride) ||
       !is_row_stride(args.kv.head_stride)) {
     return invalid("rows of q, out, keys and values must start at multiples of 16 bytes");
-  }
-  const std::int64_t width = static_cast<std::int64_t>(args.num_heads) * args.head_dim;
-  if (args.num_rows > 1 && (args.q_stride < width || args.out_stride < width)) {
-    return invalid("strides of " + std::to_string(args.q_stride) + " and " +
-                   std::to_string(args.out_stride) + " for rows of " + std::to_string(width));
   }
   if (args.kv.page_table == nullptr
           ? !is_row_stride(args.kv.seq_stride)
@@ -126,6 +129,11 @@ std::size_t chunk_prefill_attention_workspace_bytes(const PrefillAttentionArgs<T
 /// `tail_begin` to the row's own token. Dense attention is one tile over all rows whose set lists
 /// nothing and has tail_begin 0.
 ///
+/// Rows of one sequence a launch; sequences of a batch take a launch each. Where something is
+/// turned, dimension i of a head is turned with i + head_dim / 2, over all of head_dim; a model
+/// that rotates neighbours or a part of the head must have keys and queries turned beforehand. 16
+/// bit keys and values may have a scale, one for all keys of the cache and one for all values.
+///
 /// As `chunkllm::chunk_attention`. A row's arithmetic is a fixed sequence over the ranks of its
 /// attended set, in key tiles counted from rank 0, whatever its tile or block of rows. With
 /// mma.sync and finite caches its result so depends on its own query, its set and the cache alone.
@@ -146,9 +154,9 @@ std::size_t chunk_prefill_attention_workspace_bytes(const PrefillAttentionArgs<T
 ///        (tiles, sets, page table) is the caller's word.
 /// Source: T. Dao, FlashAttention-2, 2023; J. Shah et al., FlashAttention-3, 2024
 template <typename T>
-Status launch_chunk_prefill_attention(const PrefillAttentionArgs<T>& args, cudaStream_t stream,
+Status launch_chunk_prefill_attention(PrefillAttentionArgs<T> args, cudaStream_t stream,
                                       PrefillPath path = PrefillPath::kAuto) {
-  CHUNKLLM_RETURN_IF_ERROR(prefill::validate(args));
+  CHUNKLLM_RETURN_IF_ERROR(prefill::prepare(args));
   if (args.num_rows == 0) return {};
   if (path == PrefillPath::kMma) return prefill::launch_mma(args, stream);
   bool possible = false;

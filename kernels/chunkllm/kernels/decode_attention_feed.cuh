@@ -87,6 +87,7 @@ struct KeyTurns {
   Rotation stored = Rotation::kAtTokenPosition;
   Positions positions = Positions::kOriginal;
   const float* maybe_rope = nullptr;  ///< not null: queries are turned tile by tile instead
+  std::int32_t rope_count = 0;        ///< rows of the table
 };
 
 /// Brings one warp's tiles into its ring of shared memory.
@@ -180,23 +181,37 @@ class TileFeed {
       }
       if constexpr (kTurned) {
         if (turns_.maybe_rope != nullptr) {
-          const float* row =
-              turns_.maybe_rope + static_cast<std::int64_t>(end_rank_ - 1 - rank_of(i)) * kHeadDim;
-          const std::uint32_t target = shared_address(stages_.rope_row(stage));
-#pragma unroll
-          for (int n = 0; n < kHeadDim / 4; n += kWarpSize) {
-            const int vector = n + lane_;
-            if (vector < kHeadDim / 4) copy_async_16(target + vector * 16, row + 4 * vector, true);
-          }
+          copy_query_row(stage, end_rank_ - 1 - rank_of(i));
         } else if (lane_ < kTileTokens) {
           const std::int32_t wanted =
               turns_.positions == Positions::kInCache ? rank_of(i) + lane_ : token_;
           const std::int32_t now = turns_.stored == Rotation::kAtTokenPosition ? token_ : 0;
-          stages_.steps(stage)[lane_] = lane_ < num_rows ? wanted - now : 0;
+          stages_.steps(stage)[lane_] =
+              lane_ < num_rows ? known_steps(wanted - now, turns_.rope_count) : 0;
         }
       }
     }
     commit_async();
+  }
+
+  /// The row of the table that queries are turned by against a tile whose first key lies `steps` in
+  /// front of them; NaN where the table does not know it.
+  __device__ void copy_query_row(int stage, std::int32_t steps) {
+    constexpr int kVectors = kHeadDim / 4;
+    const bool known = steps < turns_.rope_count;
+    const float* row = turns_.maybe_rope + static_cast<std::int64_t>(steps) * kHeadDim;
+    float* const target = stages_.rope_row(stage);
+#pragma unroll
+    for (int n = 0; n < kVectors; n += kWarpSize) {
+      const int vector = n + lane_;
+      if (vector >= kVectors) continue;
+      if (known) {
+        copy_async_16(shared_address(target + 4 * vector), row + 4 * vector, true);
+      } else {
+        const float nan = __int_as_float(0x7fffffff);
+        *reinterpret_cast<float4*>(target + 4 * vector) = {nan, nan, nan, nan};
+      }
+    }
   }
 
   Stages stages_;

@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(Cut::kNumWarps* kWarpSize, Cut::kBlocksPerSm)
   auto* const in_tile_turns = reinterpret_cast<float4*>(rows + num_warps * Block::kRowsBytes);
   const WarpStages<Kv, kHeadDim, kTurned> stages{shared_address(shared) + warp * Block::kRingBytes,
                                                  rows + warp * Block::kRowsBytes};
-  KeyTurns key_turns{params.kv.rotation, params.positions, nullptr};
+  KeyTurns key_turns{params.kv.rotation, params.positions, nullptr, params.rope_count};
   if constexpr (kTurned) {
     if (params.turns_by_tile) key_turns.maybe_rope = params.rope;
   }
@@ -171,9 +171,11 @@ __global__ void __launch_bounds__(Cut::kNumWarps* kWarpSize, Cut::kBlocksPerSm)
       const std::int32_t token = params.num_tokens[pair.seq] - 1;
       const std::int32_t wanted =
           params.positions == Positions::kInCache ? extent.num_attended - 1 : token;
-      query_turn =
-          turn_by(params.rope,
-                  wanted - (params.q_rotation == Rotation::kAtTokenPosition ? token : 0), kHeadDim);
+      query_turn = turn_by(
+          params.rope,
+          known_steps(wanted - (params.q_rotation == Rotation::kAtTokenPosition ? token : 0),
+                      params.rope_count),
+          kHeadDim);
     }
     attention.template load_queries<kTurned>(
         params.q + pair.seq * params.q_stride + first_head * kHeadDim, params.group, query_turn);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cfloat>
+#include <climits>
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
@@ -42,9 +43,16 @@ __device__ inline std::uint32_t half_pair(std::uint32_t two_bytes) {
 /// A row of a RoPE table, to be applied forwards or backwards.
 struct Turn {
   const float* cosines = nullptr;  ///< sines follow them, head_dim / 2 behind; null: no turn
-  float sign = 1.0F;               ///< of the sines
+  float sign = 1.0F;               ///< of the sines; NaN: by more than the table knows
 };
+/// Steps that a table of `count` rows does not know.
+inline constexpr std::int32_t kUnknownSteps = INT_MIN;
+__device__ inline std::int32_t known_steps(std::int32_t steps, std::int32_t count) {
+  return abs(steps) < count ? steps : kUnknownSteps;
+}
+/// \param steps  of `known_steps`: what is turned by unknown ones becomes NaN
 __device__ inline Turn turn_by(const float* rope, std::int32_t steps, int head_dim) {
+  if (steps == kUnknownSteps) return {rope, __int_as_float(0x7fffffff)};
   return {rope + static_cast<std::int64_t>(abs(steps)) * head_dim, steps < 0 ? -1.0F : 1.0F};
 }
 
@@ -54,7 +62,7 @@ __device__ inline Turn turn_by(const float* rope, std::int32_t steps, int head_d
 /// wanted positions follow one another: to their row in the tile only, and the queries back by the
 /// tile's first position. That takes one row of the RoPE table a tile rather than 16.
 struct TileTurns {
-  const std::int32_t* maybe_steps = nullptr;  ///< [16] of the keys
+  const std::int32_t* maybe_steps = nullptr;  ///< [16] of the keys, see `known_steps`
   const float* rope = nullptr;                ///< the table, for the steps
   const float* maybe_query_row = nullptr;     ///< row of the table, for the queries
   const float4* in_tile = nullptr;            ///< for the keys then, see `store_in_tile_turns`

@@ -89,17 +89,19 @@ inline Status launch_kernel(std::string_view name, void (*kernel)(Argument),
 
 /// Launches a kernel that keeps the rule above, overlapping the one in front where the device can.
 ///
+/// \param overlaps  false: begins behind the kernel in front, as a plain launch
+///
 /// Asks for as much shared memory a multiprocessor as there is: one is split between L1 and shared
 /// memory as its first kernel wants, and a second kernel that needs more would have to wait for it.
 template <typename Argument>
 inline Status launch_dependent(std::string_view name, void (*kernel)(Argument),
                                const LaunchShape& shape, cudaStream_t stream,
-                               const Argument& argument) {
+                               const Argument& argument, bool overlaps = true) {
   CHUNKLLM_RETURN_IF_ERROR(
       cuda::cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                              cudaSharedmemCarveoutMaxShared),
                         name));
-  return launch_kernel(name, kernel, shape, can_overlap(kernel), stream, argument);
+  return launch_kernel(name, kernel, shape, overlaps && can_overlap(kernel), stream, argument);
 }
 
 }  // namespace chunkllm::kernels

@@ -1,6 +1,8 @@
 // Copyright 2026 The chunkllm authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -12,6 +14,7 @@
 #include "chunkllm/cuda/views.hpp"
 #include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/primitives.cuh"
+#include "chunkllm/kernels/row_strides.cuh"
 #include "chunkllm/kernels/row_vectors.cuh"
 
 namespace chunkllm::kernels {
@@ -23,7 +26,7 @@ template <typename T>
 struct BoundaryArgs {
   // The Chunk Adapter and its rows; not read where verdicts are given.
   const T* hidden = nullptr;    ///< [num_rows, hidden_size] the first layer's output
-  std::int64_t row_stride = 0;  ///< of `hidden`
+  std::int64_t row_stride = 0;  ///< of `hidden`; 0: rows side by side
   std::int32_t hidden_size = 0;
   const float* weight = nullptr;  ///< [hidden_size]
   float bias = 0.0F;
@@ -324,8 +327,9 @@ __global__ void __launch_bounds__(kWalkThreads)
   decider.count(seq, walk.boundaries, walk.forced, refreshes);
 }
 
+/// Checks what `launch_detect_boundaries` is given and puts the dense stride in the place of 0.
 template <typename T>
-Status validate(const BoundaryArgs<T>& args) {
+Status prepare(BoundaryArgs<T>& args) {
   const auto refuse = [](const std::string& what) {
     return invalid_argument("detect_boundaries: " + what);
   };
@@ -345,7 +349,10 @@ Status validate(const BoundaryArgs<T>& args) {
     return refuse("refresh stride is " + std::to_string(args.refresh.stride) + ", expected 1 to " +
                   std::to_string(kMaxGuard));
   }
-  if (args.num_rows == 0 || args.table.num_seqs == 0) return {};
+  if (args.table.num_seqs == 0) return {};
+  if (args.num_rows == 0) {
+    return args.triggers == nullptr ? refuse("triggers must not be null") : Status();
+  }
   if (args.maybe_row_indptr == nullptr && args.num_rows != args.table.num_seqs) {
     return refuse(std::to_string(args.num_rows) + " rows of " +
                   std::to_string(args.table.num_seqs) +
@@ -359,10 +366,8 @@ Status validate(const BoundaryArgs<T>& args) {
     if (args.hidden == nullptr || args.weight == nullptr || args.hidden_size < 1) {
       return refuse("expected verdicts, or hidden rows, weight and hidden_size >= 1");
     }
-    if (args.num_rows > 1 && args.row_stride < args.hidden_size) {
-      return refuse("row_stride is " + std::to_string(args.row_stride) +
-                    ", expected at least hidden_size, " + std::to_string(args.hidden_size));
-    }
+    CHUNKLLM_RETURN_IF_ERROR(take_row_stride("detect_boundaries: row_stride", args.row_stride,
+                                             args.num_rows, args.hidden_size));
     if (!rows_are_aligned(args.hidden, args.num_rows > 1 ? args.row_stride : 0) ||
         !rows_are_aligned(args.weight)) {
       return refuse("hidden rows and weight must begin at multiples of 16 bytes");
@@ -385,8 +390,7 @@ Status validate(const BoundaryArgs<T>& args) {
 /// or where a given verdict says so; the guards decide as `chunkllm::decide_boundary`. Row r of a
 /// sequence's `rows` is the token at num_tokens - rows + r. Triggers follow the refresh policy as
 /// `ChunkState` does. A sequence without rows or tokens gets trigger -1 and nothing else is written
-/// for it but boundary flags of 0 (probabilities of its rows mean nothing); with 0 rows in all,
-/// nothing is launched or written.
+/// for it but boundary flags of 0 (probabilities of its rows mean nothing).
 ///
 /// Full table: a chunk that would be one more than `max_chunks` stays open, `maybe_overflow` is set
 /// and the sequence finds no further boundary; nothing is written out of bounds.
@@ -401,10 +405,15 @@ Status validate(const BoundaryArgs<T>& args) {
 ///         workspace too small; kDeviceError from the launch.
 /// Source: ChunkLLM, arXiv 2510.02361, y_i = 1 iff Sigmoid(FFN(H_i)) > alpha; guards are ours.
 template <typename T>
-Status launch_detect_boundaries(const BoundaryArgs<T>& args, cudaStream_t stream) {
+Status launch_detect_boundaries(BoundaryArgs<T> args, cudaStream_t stream) {
   static_assert(kIsRowType<T>, "hidden rows are float, __half or __nv_bfloat16");
-  CHUNKLLM_RETURN_IF_ERROR(boundaries::validate(args));
-  if (args.num_rows == 0 || args.table.num_seqs == 0) return {};
+  CHUNKLLM_RETURN_IF_ERROR(boundaries::prepare(args));
+  if (args.table.num_seqs == 0) return {};
+  if (args.num_rows == 0) {  // stale triggers would refresh
+    const auto bytes = static_cast<std::size_t>(args.table.num_seqs) * sizeof(std::int32_t);
+    return cuda::cuda_status(cudaMemsetAsync(args.triggers, 0xff, bytes, stream),
+                             "detect_boundaries: triggers of no row");
+  }
   const boundaries::Adapter<T> adapter{
       args.hidden, args.row_stride, args.hidden_size,        args.weight,
       args.bias,   args.threshold,  args.maybe_probabilities};

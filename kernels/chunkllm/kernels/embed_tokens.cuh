@@ -11,12 +11,13 @@
 #include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/dependent_launch.cuh"
 #include "chunkllm/kernels/primitives.cuh"
+#include "chunkllm/kernels/row_strides.cuh"
 
 namespace chunkllm::kernels {
 
 inline constexpr int kEmbedThreads = 128;
 
-/// What `launch_embed_tokens` reads and writes.
+/// What `launch_embed_tokens` reads and writes. A stride of 0 stands for rows side by side.
 template <typename T>
 struct EmbedTokensArgs {
   const T* embedding = nullptr;  ///< [vocab_size, hidden_size], dense, 16 byte aligned
@@ -26,9 +27,10 @@ struct EmbedTokensArgs {
   std::int32_t num_rows = 0;
   float* hidden = nullptr;  ///< [num_rows, hidden_size]
   std::int64_t hidden_stride = 0;
+  bool overlaps = true;  ///< begins before the kernel in front has ended, where the device can
 };
 
-/// What `launch_fill_rows` reads and writes.
+/// What `launch_fill_rows` reads and writes. A stride of 0 stands for rows side by side.
 template <typename T>
 struct FillRowsArgs {
   const float* values = nullptr;  ///< [size]
@@ -78,9 +80,9 @@ __global__ void __launch_bounds__(kEmbedThreads) fill_rows_kernel(const FillRows
 /// Ids outside the vocabulary take its nearest end: nothing else is read. Exact.
 /// Cost:     reads 2 bytes a value, writes 4.
 /// Errors:   kInvalidArgument for null pointers, an empty vocabulary, a hidden size that is no
-///           positive multiple of 8, misaligned rows.
+///           positive multiple of 8, rows that overlap or do not start at multiples of 16 bytes.
 template <typename T>
-inline Status launch_embed_tokens(const EmbedTokensArgs<T>& args, cudaStream_t stream) {
+inline Status launch_embed_tokens(EmbedTokensArgs<T> args, cudaStream_t stream) {
   if (args.num_rows == 0) return {};
   if (args.num_rows < 0 || args.hidden_size <= 0 || args.hidden_size % 8 != 0 ||
       args.vocab_size <= 0) {
@@ -92,11 +94,14 @@ inline Status launch_embed_tokens(const EmbedTokensArgs<T>& args, cudaStream_t s
   if (args.embedding == nullptr || args.tokens == nullptr || args.hidden == nullptr) {
     return invalid_argument("embed_tokens: embedding, tokens and hidden must not be null");
   }
+  CHUNKLLM_RETURN_IF_ERROR(take_row_stride("embed_tokens: hidden_stride", args.hidden_stride,
+                                           args.num_rows, args.hidden_size));
   if (!rows_are_aligned(args.embedding) || !rows_are_aligned(args.hidden, args.hidden_stride)) {
     return invalid_argument("embed_tokens: rows must start at multiples of 16 bytes");
   }
   return launch_dependent("embed_tokens_kernel", embed_tokens_kernel<T>,
-                          {static_cast<unsigned>(args.num_rows), kEmbedThreads}, stream, args);
+                          {static_cast<unsigned>(args.num_rows), kEmbedThreads}, stream, args,
+                          args.overlaps);
 }
 
 /// Every row of `out` becomes `values`, or is increased by them: the bias of a product that adds to
@@ -105,16 +110,15 @@ inline Status launch_embed_tokens(const EmbedTokensArgs<T>& args, cudaStream_t s
 /// Numerics: one f32 addition where `accumulate`, one rounding to T.
 /// Errors:   kInvalidArgument for null pointers, sizes below 1 and rows that overlap.
 template <typename T>
-inline Status launch_fill_rows(const FillRowsArgs<T>& args, cudaStream_t stream) {
+inline Status launch_fill_rows(FillRowsArgs<T> args, cudaStream_t stream) {
   if (args.num_rows == 0) return {};
-  if (args.num_rows < 0 || args.size <= 0 || args.out_stride < args.size ||
-      args.values == nullptr || args.out == nullptr) {
+  if (args.num_rows < 0 || args.size <= 0 || args.values == nullptr || args.out == nullptr) {
     return invalid_argument("fill_rows: " + std::to_string(args.num_rows) + " rows of " +
-                            std::to_string(args.size) + " values, " +
-                            std::to_string(args.out_stride) +
-                            " apart, expected at least one value, no less than that from row to "
-                            "row and no null pointer");
+                            std::to_string(args.size) +
+                            " values, expected at least one value and no null pointer");
   }
+  CHUNKLLM_RETURN_IF_ERROR(
+      take_row_stride("fill_rows: out_stride", args.out_stride, args.num_rows, args.size));
   fill_rows_kernel<T><<<static_cast<unsigned>(args.num_rows), kEmbedThreads, 0, stream>>>(args);
   return cuda::launch_status("fill_rows_kernel");
 }

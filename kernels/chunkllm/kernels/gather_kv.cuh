@@ -17,6 +17,7 @@
 #include "chunkllm/cuda/views.hpp"
 #include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/primitives.cuh"
+#include "chunkllm/kernels/row_strides.cuh"
 
 namespace chunkllm::kernels {
 
@@ -37,7 +38,7 @@ struct GatherKvArgs {
   Out* keys = nullptr;    ///< [num_seqs, capacity, num_kv_heads, head_dim], or by the strides below
   Out* values = nullptr;  ///< likewise
   std::int32_t capacity = 0;    ///< tokens a sequence has room for
-  std::int64_t seq_stride = 0;  ///< of the outputs, in elements; all three 0: without gaps
+  std::int64_t seq_stride = 0;  ///< of the outputs, in elements; each that is 0: without gaps
   std::int64_t token_stride = 0;
   std::int64_t head_stride = 0;
   std::int32_t* num_gathered = nullptr;  ///< [num_seqs] written: tokens gathered, <= capacity
@@ -154,8 +155,26 @@ __global__ void __launch_bounds__(kThreads, (kBlocksPerSm<Kv, Out>))
   }
 }
 
+/// Puts strides without gaps in the place of zeros: the tokens' heads lie side by side, or where
+/// heads lie further apart than tokens, the heads' tokens do.
+///
+/// Errors: kInvalidArgument for rows of head_dim elements that overlap
 template <typename Kv, typename Out>
-Status validate(const GatherKvArgs<Kv, Out>& args) {
+Status take_strides(GatherKvArgs<Kv, Out>& args) {
+  const auto take = [&](const char* field, std::int64_t& stride, std::int64_t count) {
+    return take_row_stride(std::string("gather_kv: ") + field, stride, count, args.head_dim);
+  };
+  CHUNKLLM_RETURN_IF_ERROR(take("head_stride", args.head_stride, args.num_kv_heads));
+  const std::int64_t heads = args.num_kv_heads * args.head_stride;
+  if (args.token_stride == 0) args.token_stride = heads;
+  if (args.seq_stride == 0) args.seq_stride = std::max(heads, args.capacity * args.token_stride);
+  CHUNKLLM_RETURN_IF_ERROR(take("token_stride", args.token_stride, args.capacity));
+  return take("seq_stride", args.seq_stride, args.num_seqs);
+}
+
+/// Checks what `launch_gather_kv` is given and puts strides in the place of zeros.
+template <typename Kv, typename Out>
+Status prepare(GatherKvArgs<Kv, Out>& args) {
   constexpr auto kPerVector = static_cast<std::int32_t>(16 / sizeof(Kv));
   constexpr auto kPerOutVector = static_cast<std::int64_t>(16 / sizeof(Out));
   constexpr std::int32_t kMaxWidth = 1 << 20;
@@ -186,6 +205,7 @@ Status validate(const GatherKvArgs<Kv, Out>& args) {
     return invalid_argument("pages of " + std::to_string(args.kv.page_size) + " tokens, " +
                             std::to_string(args.kv.max_pages) + " a sequence");
   }
+  CHUNKLLM_RETURN_IF_ERROR(take_strides(args));
   const std::int64_t outer = paged ? args.kv.page_stride : args.kv.seq_stride;
   if (!is_aligned(args.kv.keys) || !is_aligned(args.kv.values) || !is_aligned(args.keys) ||
       !is_aligned(args.values) || args.kv.token_stride % kPerVector != 0 ||
@@ -193,7 +213,7 @@ Status validate(const GatherKvArgs<Kv, Out>& args) {
       (outer % kPerVector != 0 && (paged || args.num_seqs > 1)) ||
       args.token_stride % kPerOutVector != 0 || args.head_stride % kPerOutVector != 0 ||
       (args.seq_stride % kPerOutVector != 0 && args.num_seqs > 1)) {
-    return unsupported("rows of keys, values and outputs must begin at multiples of 16 bytes");
+    return invalid_argument("rows of keys, values and outputs must begin at multiples of 16 bytes");
   }
   return {};
 }
@@ -204,7 +224,8 @@ Status validate(const GatherKvArgs<Kv, Out>& args) {
 /// that reads contiguous memory only. `launch_chunk_decode_attention` needs no such copy.
 ///
 /// Keys keep the rotation they were stored with. fp8 is copied as it is, or widened: then an
-/// output is the stored number times its scale in f32, rounded to Out; NaN stays NaN. A plain copy
+/// output is the stored number times its scale in f32 (one scale for all keys of the cache, one for
+/// all values), rounded to Out; NaN stays NaN. A plain copy
 /// keeps every bit.
 ///
 /// A sequence with more attended tokens than `capacity` has its first ones gathered; nothing is
@@ -217,24 +238,19 @@ Status validate(const GatherKvArgs<Kv, Out>& args) {
 ///         kDeviceError. Page tables, strides, sets and lengths are the caller's word.
 /// Source: the counterpart of `gather_kv` on the host
 template <typename Kv, typename Out>
-Status launch_gather_kv(const GatherKvArgs<Kv, Out>& args, cudaStream_t stream) {
+Status launch_gather_kv(GatherKvArgs<Kv, Out> args, cudaStream_t stream) {
   static_assert(std::is_same_v<Kv, __half> || std::is_same_v<Kv, __nv_bfloat16> ||
                 std::is_same_v<Kv, __nv_fp8_e4m3>);
   static_assert(std::is_same_v<Kv, Out> ||
                 (std::is_same_v<Kv, __nv_fp8_e4m3> &&
                  (std::is_same_v<Out, __half> || std::is_same_v<Out, __nv_bfloat16>)));
-  CHUNKLLM_RETURN_IF_ERROR(gather::validate(args));
+  CHUNKLLM_RETURN_IF_ERROR(gather::prepare(args));
   if (args.num_seqs == 0) return {};
   CHUNKLLM_ASSIGN_OR_RETURN(const int num_sms,
                             cuda::device_attribute(cudaDevAttrMultiProcessorCount));
 
   gather::Params<Kv, Out> params;
   params.args = args;
-  if (args.seq_stride == 0 && args.token_stride == 0 && args.head_stride == 0) {
-    params.args.head_stride = args.head_dim;
-    params.args.token_stride = static_cast<std::int64_t>(args.num_kv_heads) * args.head_dim;
-    params.args.seq_stride = params.args.token_stride * args.capacity;
-  }
   params.head_vectors = args.head_dim * static_cast<std::int32_t>(sizeof(Kv)) / 16;
   params.row_vectors = params.head_vectors * args.num_kv_heads;
   params.tile_tokens = std::clamp(gather::kTileVectors / params.row_vectors, 1, gather::kThreads);

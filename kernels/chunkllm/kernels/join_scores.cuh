@@ -36,7 +36,7 @@ struct JoinScoresArgs {
   float threshold = 0.0F;   ///< of the null class
   float* joined = nullptr;  ///< [triggers.count, joined_stride], of chunks 1, 2, ...
   std::int64_t joined_stride = 0;
-  void* workspace = nullptr;  ///< multiple of 16; kVote only
+  void* workspace = nullptr;  ///< multiple of 8; kVote only
   std::size_t workspace_bytes = 0;
 };
 
@@ -73,7 +73,8 @@ __global__ void __launch_bounds__(kThreads) find_layer_cuts_kernel(const JoinSco
       find_cut([=](std::int32_t i) { return scores[i]; }, scores, ends, range.num_candidates(),
                budget_room(range, ends[0], trigger, args.budget), args.threshold, shared, num_nan);
   if (threadIdx.x == 0) {
-    static_cast<ChunkCut*>(args.workspace)[layer * args.triggers.count + row] = cut;
+    static_cast<ChunkCut*>(
+        args.workspace)[static_cast<std::int64_t>(layer) * args.triggers.count + row] = cut;
   }
 }
 
@@ -114,8 +115,8 @@ __global__ void __launch_bounds__(kThreads) join_scores_kernel(const JoinScoresA
           joined += loaded[j];
         }
         if (args.selection == Selection::kVote &&
-            is_taken(cuts[(first + j) * args.triggers.count + row], loaded[j], args.threshold,
-                     i + 1)) {
+            is_taken(cuts[static_cast<std::int64_t>(first + j) * args.triggers.count + row],
+                     loaded[j], args.threshold, i + 1)) {
           votes += 1.0F;
         }
         ++used_layers;
@@ -140,9 +141,10 @@ __global__ void __launch_bounds__(kThreads) join_scores_kernel(const JoinScoresA
 ///
 /// Numerics: f32 in the CPU's order of operations, equal to it; NaN in a layer is NaN in the result
 /// Cost: 4 bytes a layer and candidate; votes find each layer's cut before, in a launch of their
-/// own Errors: kInvalidArgument for missing pointers or workspace, or strides below
-///   table.max_chunks - 1; kUnsupported beyond 65535 triggers or layers. kDeviceError from the
-///   launch.
+/// own Errors: kInvalidArgument for missing pointers or workspace, strides below table.max_chunks -
+/// 1,
+///   or a budget's share outside (0, 1]; kUnsupported beyond 65535 triggers or layers.
+///   kDeviceError from the launch.
 inline Status launch_join_scores(JoinScoresArgs args, cudaStream_t stream) {
   Status status = detail::validate_triggers(args.table, args.triggers);
   if (!status.ok() || args.triggers.count == 0) return status;
@@ -154,6 +156,7 @@ inline Status launch_join_scores(JoinScoresArgs args, cudaStream_t stream) {
         std::to_string(args.joined_stride) +
         ", expected strides of at least table.max_chunks - 1 = " + std::to_string(most));
   }
+  CHUNKLLM_RETURN_IF_ERROR(detail::check_budget("join_scores", args.budget));
   constexpr std::int32_t kMaxGrid = 65535;
   if (args.triggers.count > kMaxGrid || args.num_layers > kMaxGrid) {
     return unsupported("join_scores: at most 65535 triggers and layers");
@@ -172,7 +175,8 @@ inline Status launch_join_scores(JoinScoresArgs args, cudaStream_t stream) {
         !is_aligned(args.workspace, alignof(ChunkCut))) {
       return invalid_argument("join_scores: a workspace of " +
                               std::to_string(args.workspace_bytes) + " bytes, expected " +
-                              std::to_string(bytes) + " at a multiple of 16");
+                              std::to_string(bytes) + " at a multiple of " +
+                              std::to_string(alignof(ChunkCut)));
     }
     const dim3 grid(static_cast<unsigned>(args.triggers.count),
                     static_cast<unsigned>(args.num_layers));

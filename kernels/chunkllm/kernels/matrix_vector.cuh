@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
 
 #include "chunkllm/core/status.hpp"
@@ -16,6 +17,8 @@
 #include "chunkllm/kernels/matrix_vector_parts.cuh"
 #include "chunkllm/kernels/primitives.cuh"
 #include "chunkllm/kernels/rms_norm.cuh"
+#include "chunkllm/kernels/row_strides.cuh"
+#include "chunkllm/kernels/shared_memory.cuh"
 #include "chunkllm/kernels/silu_gate.cuh"
 
 namespace chunkllm::kernels {
@@ -293,41 +296,162 @@ inline std::size_t staged_bytes(const MatrixVectorArgs<T>& args) {
   return static_cast<std::size_t>(args.num_rows * staged_stride(args.k)) * sizeof(T);
 }
 
-template <typename T, int kColumnTiles, int kRowTiles, VectorInput kInput>
-inline Status launch_matrix_vector_as(const MatrixVectorArgs<T>& args,
-                                      const MatrixVectorDevice& device, cudaStream_t stream) {
-  const auto kernel = matrix_vector_kernel<T, kColumnTiles, kRowTiles, kInput>;
-  std::size_t bytes = MatrixVectorPlan<kColumnTiles, kRowTiles, kInput>::kFixedBytes;
-  if (kInput != VectorInput::kGlobal) bytes += staged_bytes(args);
-  if (args.one_block_an_sm) {
-    // Half of Hopper's 228 KB and a little more; the next product's block still fits beside it.
-    constexpr std::size_t kMoreThanHalf = 116 * 1024 - 512;
-    bytes = std::max(bytes, std::min(kMoreThanHalf, static_cast<std::size_t>(device.shared_bytes)));
-  }
-  CHUNKLLM_RETURN_IF_ERROR(
-      cuda::cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             static_cast<int>(bytes)),
-                        "matrix_vector: shared memory"));
-  const int grid = std::min(num_matrix_vector_tiles(args, kRowTiles), device.num_multiprocessors);
-  return launch_dependent("matrix_vector_kernel", kernel,
-                          {static_cast<unsigned>(grid), MatrixVectorShape::kThreads, bytes}, stream,
-                          args);
-}
+/// The instance of the kernel for a launch, and the shared memory of its blocks.
+struct MatrixVectorChoice {
+  int column_tiles = 1;
+  int row_tiles = 1;
+  VectorInput input = VectorInput::kGlobal;
+  std::size_t shared_bytes = 0;
+};
+
+/// The least that a block can have on a device that the kernels know: 99 KB, on sm_86, 89 and 120.
+inline constexpr int kLeastSharedBytes = 99 * 1024;
+static_assert(MatrixVectorPlan<1, 1, VectorInput::kGlobal>::kFixedBytes <= kLeastSharedBytes &&
+                  MatrixVectorPlan<2, 1, VectorInput::kGlobal>::kFixedBytes <= kLeastSharedBytes,
+              "there is an instance for every device");
 
 /// The instance that suits a number of rows.
 template <int kColumnTiles, typename T>
-inline Status launch_matrix_vector_columns(const MatrixVectorArgs<T>& args,
-                                           const MatrixVectorDevice& device, cudaStream_t stream) {
+inline MatrixVectorChoice choose_matrix_vector_columns(const MatrixVectorArgs<T>& args,
+                                                       const MatrixVectorDevice& device) {
   using Shape = MatrixVectorShape;
   using Staged = MatrixVectorPlan<kColumnTiles, 1, VectorInput::kStaged>;
-  const bool fits = static_cast<std::size_t>(Staged::kFixedBytes) + staged_bytes(args) <=
-                    static_cast<std::size_t>(device.shared_bytes);
+  using Shared = MatrixVectorPlan<kColumnTiles, 2, VectorInput::kGlobal>;
+  using Narrow = MatrixVectorPlan<kColumnTiles, 1, VectorInput::kGlobal>;
+  const auto most = static_cast<std::size_t>(device.shared_bytes);
+  const std::size_t staged = Staged::kFixedBytes + staged_bytes(args);
   const bool pays =
       num_matrix_vector_tiles(args, 1) >= Shape::kMinStagedTiles * device.num_multiprocessors;
-  if (fits && pays) {
-    return launch_matrix_vector_as<T, kColumnTiles, 1, VectorInput::kStaged>(args, device, stream);
+  if (pays && staged <= most) return {kColumnTiles, 1, VectorInput::kStaged, staged};
+  if (Shared::kFixedBytes <= device.shared_bytes) {
+    return {kColumnTiles, 2, VectorInput::kGlobal, Shared::kFixedBytes};
   }
-  return launch_matrix_vector_as<T, kColumnTiles, 2, VectorInput::kGlobal>(args, device, stream);
+  return {kColumnTiles, 1, VectorInput::kGlobal, Narrow::kFixedBytes};
+}
+
+/// The instance for validated arguments, whose norm, if any, can be fused.
+template <typename T>
+inline MatrixVectorChoice choose_matrix_vector(const MatrixVectorArgs<T>& args,
+                                               const MatrixVectorDevice& device) {
+  using Normed = MatrixVectorPlan<1, 1, VectorInput::kNormed>;
+  using Unshared = MatrixVectorPlan<1, 1, VectorInput::kGlobal>;
+  MatrixVectorChoice choice;
+  if (args.hidden != nullptr) {
+    choice = {1, 1, VectorInput::kNormed, Normed::kFixedBytes + staged_bytes(args)};
+  } else if (args.num_rows <= MatrixVectorShape::kMaxUnsharedRows) {
+    choice = {1, 1, VectorInput::kGlobal, Unshared::kFixedBytes};
+  } else if (args.num_rows <= 8) {
+    choice = choose_matrix_vector_columns<1>(args, device);
+  } else {
+    choice = choose_matrix_vector_columns<2>(args, device);
+  }
+  if (args.one_block_an_sm) {
+    // Half of Hopper's 228 KB and a little more; the next product's block still fits beside it.
+    constexpr std::size_t kMoreThanHalf = 116 * 1024 - 512;
+    choice.shared_bytes =
+        std::max(choice.shared_bytes,
+                 std::min(kMoreThanHalf, static_cast<std::size_t>(device.shared_bytes)));
+  }
+  return choice;
+}
+
+template <typename T, int kColumnTiles, int kRowTiles, VectorInput kInput>
+inline Status launch_matrix_vector_as(const MatrixVectorArgs<T>& args,
+                                      const MatrixVectorDevice& device, std::size_t shared_bytes,
+                                      cudaStream_t stream) {
+  const auto kernel = matrix_vector_kernel<T, kColumnTiles, kRowTiles, kInput>;
+  CHUNKLLM_RETURN_IF_ERROR(allow_any_shared("matrix_vector", kernel));
+  const int grid = std::min(num_matrix_vector_tiles(args, kRowTiles), device.num_multiprocessors);
+  const LaunchShape shape{static_cast<unsigned>(grid), MatrixVectorShape::kThreads, shared_bytes};
+  return launch_dependent("matrix_vector_kernel", kernel, shape, stream, args, args.overlaps);
+}
+
+template <int kColumnTiles, typename T>
+inline Status launch_matrix_vector_columns(const MatrixVectorArgs<T>& args,
+                                           const MatrixVectorDevice& device,
+                                           const MatrixVectorChoice& choice, cudaStream_t stream) {
+  const std::size_t bytes = choice.shared_bytes;
+  if (choice.input == VectorInput::kStaged) {
+    return launch_matrix_vector_as<T, kColumnTiles, 1, VectorInput::kStaged>(args, device, bytes,
+                                                                             stream);
+  }
+  if (choice.row_tiles == 1) {
+    return launch_matrix_vector_as<T, kColumnTiles, 1, VectorInput::kGlobal>(args, device, bytes,
+                                                                             stream);
+  }
+  return launch_matrix_vector_as<T, kColumnTiles, 2, VectorInput::kGlobal>(args, device, bytes,
+                                                                           stream);
+}
+
+/// Launches validated arguments on a device of these sizes; the seam at which a test takes a
+/// smaller one than it has.
+template <typename T>
+inline Status launch_matrix_vector_on(const MatrixVectorArgs<T>& args,
+                                      const MatrixVectorDevice& device, cudaStream_t stream) {
+  const MatrixVectorChoice choice = choose_matrix_vector(args, device);
+  if (choice.input == VectorInput::kNormed) {
+    return launch_matrix_vector_as<T, 1, 1, VectorInput::kNormed>(args, device, choice.shared_bytes,
+                                                                  stream);
+  }
+  return choice.column_tiles == 1 ? launch_matrix_vector_columns<1>(args, device, choice, stream)
+                                  : launch_matrix_vector_columns<2>(args, device, choice, stream);
+}
+
+/// Whether the norm of the arguments, if they have one, can be part of the product.
+template <typename T>
+inline Status check_fused_norm(const MatrixVectorArgs<T>& args, int shared_bytes) {
+  if (args.hidden == nullptr || can_fuse_norm(args.num_rows, args.k, shared_bytes)) return {};
+  return unsupported("matrix_vector: the norm of " + std::to_string(args.num_rows) + " rows of " +
+                     std::to_string(args.k) + " values, supported are " +
+                     std::to_string(MatrixVectorShape::kMaxNormRows) + " rows and " +
+                     std::to_string(MatrixVectorShape::kMaxNormedBytes) +
+                     " bytes, fewer on devices of little shared memory; norm them with rms_norm "
+                     "first");
+}
+
+/// Checks what `launch_matrix_vector` is given, at least one row, and puts dense strides in the
+/// place of zeros.
+template <typename T>
+inline Status prepare_matrix_vector(MatrixVectorArgs<T>& args) {
+  const bool norm = args.hidden != nullptr;
+  const bool gated = args.epilogue == Epilogue::kSiluGate;
+  const bool to_f32 = args.epilogue == Epilogue::kStoreF32 || args.epilogue == Epilogue::kAddF32;
+  if (args.num_rows < 0 || args.num_rows > MatrixVectorShape::kMaxRows) {
+    return unsupported("matrix_vector: " + std::to_string(args.num_rows) +
+                       " rows, supported are 1 to " + std::to_string(MatrixVectorShape::kMaxRows));
+  }
+  if (args.k <= 0 || args.k % 8 != 0 || args.num_outputs <= 0 ||
+      (gated && args.num_outputs % 2 != 0)) {
+    return invalid_argument("matrix_vector: weights of " + std::to_string(args.num_outputs) +
+                            " x " + std::to_string(args.k) +
+                            ", expected at least one output (an even number with a gate) and a "
+                            "positive multiple of 8 columns");
+  }
+  CHUNKLLM_RETURN_IF_ERROR(check_fused_norm(args, std::numeric_limits<int>::max()));
+  if (args.weight == nullptr || (norm ? args.norm_weight == nullptr : args.x == nullptr) ||
+      (to_f32 ? args.y_f32 == nullptr : args.y == nullptr)) {
+    return invalid_argument(
+        "matrix_vector: weight, input (x, or hidden with norm_weight) and output must not be null");
+  }
+  if (norm && to_f32 && args.hidden == args.y_f32) {
+    return invalid_argument(
+        "matrix_vector: y_f32 is hidden, which other blocks still norm when one writes it");
+  }
+  const auto take = [&](const char* field, std::int64_t& stride, std::int64_t width) {
+    return take_row_stride(std::string("matrix_vector: ") + field, stride, args.num_rows, width);
+  };
+  CHUNKLLM_RETURN_IF_ERROR(norm ? take("hidden_stride", args.hidden_stride, args.k)
+                                : take("x_stride", args.x_stride, args.k));
+  CHUNKLLM_RETURN_IF_ERROR(
+      to_f32 ? take("y_f32_stride", args.y_f32_stride, args.num_outputs)
+             : take("y_stride", args.y_stride, gated ? args.num_outputs / 2 : args.num_outputs));
+  if (!rows_are_aligned(args.weight, args.k) || !rows_are_aligned(args.x, args.x_stride) ||
+      !rows_are_aligned(args.hidden, args.hidden_stride) || !rows_are_aligned(args.norm_weight) ||
+      !rows_are_aligned(args.maybe_normed)) {
+    return invalid_argument(
+        "matrix_vector: rows of the weight and the input must start at multiples of 16 bytes");
+  }
+  return {};
 }
 
 /// y = x W^T for few rows of x, each weight read once: the products of a decode step.
@@ -345,55 +469,21 @@ inline Status launch_matrix_vector_columns(const MatrixVectorArgs<T>& args,
 /// Cost:     2 * num_outputs * k bytes of weights, read once. Above two rows x is held in shared
 ///           memory where it fits and blocks have several tiles, or is read by every 32 outputs: at
 ///           16 rows half as many bytes from L2 as the weights have.
-/// Errors:   kInvalidArgument for null pointers and misaligned rows (16 bytes), a `k` that is no
-///           positive multiple of 8, an odd num_outputs with kSiluGate; kUnsupported for more rows
-///           than 16, or than the fused norm takes (see `can_fuse_norm`).
+/// Errors:   kInvalidArgument for null pointers, misaligned rows (16 bytes) or rows that overlap, a
+///           `k` that is no positive multiple of 8, an odd num_outputs with kSiluGate, a norm of
+///           what the launch writes; kUnsupported for more rows than 16, or than the fused norm
+///           takes on the device (see `can_fuse_norm`). kDeviceError.
 template <typename T>
-inline Status launch_matrix_vector(const MatrixVectorArgs<T>& args, cudaStream_t stream) {
+inline Status launch_matrix_vector(MatrixVectorArgs<T> args, cudaStream_t stream) {
   if (args.num_rows == 0) return {};
-  const bool norm = args.hidden != nullptr;
-  const bool gated = args.epilogue == Epilogue::kSiluGate;
-  const bool to_f32 = args.epilogue == Epilogue::kStoreF32 || args.epilogue == Epilogue::kAddF32;
-  if (args.num_rows < 0 || args.num_rows > MatrixVectorShape::kMaxRows) {
-    return unsupported("matrix_vector: " + std::to_string(args.num_rows) +
-                       " rows, supported are 1 to " + std::to_string(MatrixVectorShape::kMaxRows));
-  }
-  if (args.k <= 0 || args.k % 8 != 0 || args.num_outputs <= 0 ||
-      (gated && args.num_outputs % 2 != 0)) {
-    return invalid_argument("matrix_vector: weights of " + std::to_string(args.num_outputs) +
-                            " x " + std::to_string(args.k) +
-                            ", expected at least one output (an even number with a gate) and a "
-                            "positive multiple of 8 columns");
-  }
-  if (norm && !can_fuse_norm(args.num_rows, args.k)) {
-    return unsupported("matrix_vector: the norm of " + std::to_string(args.num_rows) + " rows of " +
-                       std::to_string(args.k) + " values, supported are " +
-                       std::to_string(MatrixVectorShape::kMaxNormRows) + " rows and " +
-                       std::to_string(MatrixVectorShape::kMaxNormedBytes) +
-                       " bytes; norm them with rms_norm first");
-  }
-  if (args.weight == nullptr || (norm ? args.norm_weight == nullptr : args.x == nullptr) ||
-      (to_f32 ? args.y_f32 == nullptr : args.y == nullptr)) {
-    return invalid_argument(
-        "matrix_vector: weight, input (x, or hidden with norm_weight) and output must not be null");
-  }
-  if (!rows_are_aligned(args.weight, args.k) || !rows_are_aligned(args.x, args.x_stride) ||
-      !rows_are_aligned(args.hidden, args.hidden_stride) || !rows_are_aligned(args.norm_weight) ||
-      !rows_are_aligned(args.maybe_normed)) {
-    return invalid_argument(
-        "matrix_vector: rows of the weight and the input must start at multiples of 16 bytes");
-  }
+  CHUNKLLM_RETURN_IF_ERROR(prepare_matrix_vector(args));
   MatrixVectorDevice device;
   CHUNKLLM_ASSIGN_OR_RETURN(device.num_multiprocessors,
                             cuda::device_attribute(cudaDevAttrMultiProcessorCount));
   CHUNKLLM_ASSIGN_OR_RETURN(device.shared_bytes,
                             cuda::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
-  if (norm) return launch_matrix_vector_as<T, 1, 1, VectorInput::kNormed>(args, device, stream);
-  if (args.num_rows <= MatrixVectorShape::kMaxUnsharedRows) {
-    return launch_matrix_vector_as<T, 1, 1, VectorInput::kGlobal>(args, device, stream);
-  }
-  if (args.num_rows <= 8) return launch_matrix_vector_columns<1>(args, device, stream);
-  return launch_matrix_vector_columns<2>(args, device, stream);
+  CHUNKLLM_RETURN_IF_ERROR(check_fused_norm(args, device.shared_bytes));
+  return launch_matrix_vector_on(args, device, stream);
 }
 
 }  // namespace chunkllm::kernels

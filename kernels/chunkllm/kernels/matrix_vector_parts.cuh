@@ -93,6 +93,7 @@ struct MatrixVectorArgs {
   std::int32_t k = 0;         ///< a multiple of 8
   std::int32_t num_rows = 0;  ///< at most 16; with a norm, see `can_fuse_norm`
 
+  /// Strides of 0 stand for rows side by side.
   const T* x = nullptr;  ///< [num_rows, k]
   std::int64_t x_stride = 0;
 
@@ -108,6 +109,9 @@ struct MatrixVectorArgs {
   float* y_f32 = nullptr;  ///< [num_rows, num_outputs]
   std::int64_t y_f32_stride = 0;
 
+  /// Begins before the kernel in front has ended, where the device can; the weights and the norm's
+  /// must be constant then. False: where the kernel in front writes them.
+  bool overlaps = true;
   /// Takes so much shared memory that no SM gets two blocks: behind a kernel that fills the SMs,
   /// the first one to come free would else start two while another stays idle.
   bool one_block_an_sm = false;
@@ -120,10 +124,14 @@ __host__ __device__ inline std::int64_t staged_stride(std::int32_t k) {
 }
 
 /// Whether the product takes the norm of that many rows of `k` values on itself.
-inline bool can_fuse_norm(std::int32_t num_rows, std::int32_t k) {
+///
+/// \param shared_bytes  of a block of the device, at most: cudaDevAttrMaxSharedMemoryPerBlockOptin
+inline bool can_fuse_norm(std::int32_t num_rows, std::int32_t k, int shared_bytes) {
+  using Plan = MatrixVectorPlan<1, 1, VectorInput::kNormed>;
+  const std::int64_t normed_bytes = num_rows * staged_stride(k) * 2;
   return num_rows <= MatrixVectorShape::kMaxNormRows &&
-         static_cast<std::size_t>(num_rows * staged_stride(k)) * 2 <=
-             MatrixVectorShape::kMaxNormedBytes;
+         normed_bytes <= static_cast<std::int64_t>(MatrixVectorShape::kMaxNormedBytes) &&
+         Plan::kFixedBytes + normed_bytes <= shared_bytes;
 }
 
 /// A warp's ring of weights in shared memory: its share of k of one tile after the other.

@@ -12,6 +12,7 @@
 #include "chunkllm/kernels/dependent_launch.cuh"
 #include "chunkllm/kernels/primitives.cuh"
 #include "chunkllm/kernels/rms_norm.cuh"
+#include "chunkllm/kernels/row_strides.cuh"
 
 namespace chunkllm::kernels {
 
@@ -22,7 +23,7 @@ inline constexpr int kNextTokenWarps = kNextTokenThreads / kWarpSize;
 /// Logits a thread loads before it looks at the first.
 inline constexpr int kNextTokenUnroll = 8;
 
-/// What `launch_next_token` reads and writes.
+/// What `launch_next_token` reads and writes. A stride of 0 stands for rows side by side.
 ///
 /// \tparam L  float, __half or __nv_bfloat16: the logits' type
 template <typename L>
@@ -34,6 +35,7 @@ struct NextTokenArgs {
   std::int32_t* maybe_tokens = nullptr;         ///< [num_rows] out: the likeliest ids
   const std::int32_t* maybe_targets = nullptr;  ///< [num_rows] ids whose likelihood is asked
   float* maybe_log_likelihoods = nullptr;       ///< [num_rows] out; with maybe_targets
+  bool overlaps = true;  ///< begins before the kernel in front has ended, where the device can
 };
 
 template <typename L>
@@ -128,9 +130,9 @@ __global__ void __launch_bounds__(kNextTokenThreads)
 ///           outside the vocabulary, for which nothing is read.
 /// Cost:     reads a row once from memory, with likelihoods once more from L2.
 /// Errors:   kInvalidArgument for null logits, an empty vocabulary, no output, likelihoods without
-///           targets.
+///           targets, rows that overlap.
 template <typename L>
-inline Status launch_next_token(const NextTokenArgs<L>& args, cudaStream_t stream) {
+inline Status launch_next_token(NextTokenArgs<L> args, cudaStream_t stream) {
   if (args.num_rows == 0) return {};
   if (args.num_rows < 0 || args.vocab_size <= 0 || args.logits == nullptr) {
     return invalid_argument("next_token: " + std::to_string(args.num_rows) + " rows of " +
@@ -143,8 +145,11 @@ inline Status launch_next_token(const NextTokenArgs<L>& args, cudaStream_t strea
   if ((args.maybe_targets == nullptr) != (args.maybe_log_likelihoods == nullptr)) {
     return invalid_argument("next_token: give both targets and log_likelihoods, or none");
   }
+  CHUNKLLM_RETURN_IF_ERROR(take_row_stride("next_token: logits_stride", args.logits_stride,
+                                           args.num_rows, args.vocab_size));
   return launch_dependent("next_token_kernel", next_token_kernel<L>,
-                          {static_cast<unsigned>(args.num_rows), kNextTokenThreads}, stream, args);
+                          {static_cast<unsigned>(args.num_rows), kNextTokenThreads}, stream, args,
+                          args.overlaps);
 }
 
 }  // namespace chunkllm::kernels

@@ -12,6 +12,7 @@
 #include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/candidate_range.cuh"
 #include "chunkllm/kernels/primitives.cuh"
+#include "chunkllm/kernels/row_strides.cuh"
 #include "chunkllm/kernels/row_vectors.cuh"
 
 namespace chunkllm::kernels {
@@ -21,8 +22,8 @@ namespace chunkllm::kernels {
 /// \tparam Row  float, __half or __nv_bfloat16
 template <typename Row>
 struct TokenBlock {
-  const Row* rows = nullptr;  ///< [num_rows, row_size] QK Adapter: normed inputs; mean key: keys
-  std::int64_t row_stride = 0;
+  const Row* rows = nullptr;    ///< [num_rows, row_size] QK Adapter: normed inputs; mean key: keys
+  std::int64_t row_stride = 0;  ///< 0: rows side by side
   std::int32_t num_rows = 0;
   std::int32_t row_size = 0;     ///< a multiple of 8
   std::int32_t first_token = 0;  ///< position of row 0
@@ -61,8 +62,8 @@ struct OpenKeysArgs {
 /// \tparam Out  `Row`, or float
 template <typename Row, typename Out = float>
 struct GatherRowsArgs {
-  const Row* rows = nullptr;  ///< [num_rows, row_size]
-  std::int64_t row_stride = 0;
+  const Row* rows = nullptr;    ///< [num_rows, row_size]
+  std::int64_t row_stride = 0;  ///< 0: rows side by side
   std::int32_t num_rows = 0;
   std::int32_t row_size = 0;              ///< a multiple of 8
   const std::int32_t* indices = nullptr;  ///< [num_indices]
@@ -234,8 +235,9 @@ inline dim3 grid_of(std::int32_t num_outputs, std::int32_t row_size) {
           static_cast<unsigned>(ceil_div(row_size, kFeaturesPerBlock))};
 }
 
-inline Status validate_rows(const std::string& name, bool is_aligned, std::int64_t row_stride,
-                            std::int32_t num_rows, std::int32_t row_size) {
+/// Checks sizes and puts the dense stride in the place of 0.
+inline Status prepare_rows(const std::string& name, std::int64_t& row_stride, std::int32_t num_rows,
+                           std::int32_t row_size) {
   // blockIdx.y counts tiles of a row.
   constexpr std::int32_t kMostFeatures = 65535 * kFeaturesPerBlock;
   if (num_rows < 0 || row_size < kRowVector || row_size % kRowVector != 0 ||
@@ -244,23 +246,20 @@ inline Status validate_rows(const std::string& name, bool is_aligned, std::int64
                             std::to_string(row_size) + ", expected a multiple of 8, 8 to " +
                             std::to_string(kMostFeatures));
   }
-  if (num_rows > 1 && row_stride < row_size) {
-    return invalid_argument(name + ": row_stride is " + std::to_string(row_stride) +
-                            ", expected at least row_size, " + std::to_string(row_size));
-  }
-  if (!is_aligned) {
-    return invalid_argument(name + ": rows, sums and outputs must begin at multiples of 16 bytes");
-  }
-  return {};
+  return take_row_stride(name + ": row_stride", row_stride, num_rows, row_size);
+}
+
+inline Status check_alignment(const std::string& name, bool is_aligned) {
+  if (is_aligned) return {};
+  return invalid_argument(name + ": rows, sums and outputs must begin at multiples of 16 bytes");
 }
 
 template <typename Row>
-Status validate_block(const std::string& name, const TokenBlock<Row>& block,
-                      bool outputs_are_aligned) {
-  const bool is_aligned = outputs_are_aligned &&
-                          rows_are_aligned(block.rows, block.num_rows > 1 ? block.row_stride : 0);
-  CHUNKLLM_RETURN_IF_ERROR(
-      validate_rows(name, is_aligned, block.row_stride, block.num_rows, block.row_size));
+Status prepare_block(const std::string& name, TokenBlock<Row>& block, bool outputs_are_aligned) {
+  CHUNKLLM_RETURN_IF_ERROR(prepare_rows(name, block.row_stride, block.num_rows, block.row_size));
+  CHUNKLLM_RETURN_IF_ERROR(check_alignment(
+      name, outputs_are_aligned &&
+                rows_are_aligned(block.rows, block.num_rows > 1 ? block.row_stride : 0)));
   if (block.seq < 0 || block.seq >= block.table.num_seqs || block.first_token < 0) {
     return invalid_argument(name + ": sequence " + std::to_string(block.seq) + " of " +
                             std::to_string(block.table.num_seqs) + " from token " +
@@ -287,12 +286,12 @@ Status validate_block(const std::string& name, const TokenBlock<Row>& block,
 /// Cost: the rows once, a thread for eight features of a chunk; one launch.
 /// Errors: kInvalidArgument for sizes, null or misaligned arrays; kDeviceError from the launch.
 template <typename Row, typename Rounded>
-Status launch_pool_chunks(const PoolChunksArgs<Row, Rounded>& args, cudaStream_t stream) {
+Status launch_pool_chunks(PoolChunksArgs<Row, Rounded> args, cudaStream_t stream) {
   static_assert(kIsRowType<Row> && kIsRowType<Rounded>, "rows are float, __half or __nv_bfloat16");
   const bool outputs_are_aligned = rows_are_aligned(args.open_sum) &&
                                    rows_are_aligned(args.maybe_pooled) &&
                                    rows_are_aligned(args.maybe_rounded);
-  CHUNKLLM_RETURN_IF_ERROR(pooling::validate_block("pool_chunks", args.block, outputs_are_aligned));
+  CHUNKLLM_RETURN_IF_ERROR(pooling::prepare_block("pool_chunks", args.block, outputs_are_aligned));
   if (args.first_chunk < 0 || args.num_new_chunks < 0 ||
       args.num_new_chunks > args.block.table.max_chunks - args.first_chunk ||
       args.num_new_chunks > args.block.num_rows) {
@@ -317,13 +316,13 @@ Status launch_pool_chunks(const PoolChunksArgs<Row, Rounded>& args, cudaStream_t
 /// and errors as there; bits do not depend on the other triggers.
 /// Cost: the rows of each trigger's open chunk; one launch.
 template <typename Row, typename Rounded>
-Status launch_open_keys_at_triggers(const OpenKeysArgs<Row, Rounded>& args, cudaStream_t stream) {
+Status launch_open_keys_at_triggers(OpenKeysArgs<Row, Rounded> args, cudaStream_t stream) {
   static_assert(kIsRowType<Row> && kIsRowType<Rounded>, "rows are float, __half or __nv_bfloat16");
   const bool outputs_are_aligned = rows_are_aligned(args.open_sum) &&
                                    rows_are_aligned(args.maybe_pooled) &&
                                    rows_are_aligned(args.maybe_rounded);
   CHUNKLLM_RETURN_IF_ERROR(
-      pooling::validate_block("open_keys_at_triggers", args.block, outputs_are_aligned));
+      pooling::prepare_block("open_keys_at_triggers", args.block, outputs_are_aligned));
   if (args.num_triggers < 0) {
     return invalid_argument("open_keys_at_triggers: " + std::to_string(args.num_triggers) +
                             " triggers");
@@ -345,13 +344,14 @@ Status launch_open_keys_at_triggers(const OpenKeysArgs<Row, Rounded>& args, cuda
 /// Cost: the rows read and written; one launch.
 /// Errors: kInvalidArgument for sizes, null or misaligned arrays; kDeviceError from the launch.
 template <typename Row, typename Out>
-Status launch_gather_rows(const GatherRowsArgs<Row, Out>& args, cudaStream_t stream) {
+Status launch_gather_rows(GatherRowsArgs<Row, Out> args, cudaStream_t stream) {
   static_assert(kIsRowType<Row> && (std::is_same_v<Out, Row> || std::is_same_v<Out, float>),
                 "rows are float, __half or __nv_bfloat16, and kept or widened to float");
-  const bool is_aligned = rows_are_aligned(args.out) &&
-                          rows_are_aligned(args.rows, args.num_rows > 1 ? args.row_stride : 0);
-  CHUNKLLM_RETURN_IF_ERROR(pooling::validate_rows("gather_rows", is_aligned, args.row_stride,
-                                                  args.num_rows, args.row_size));
+  CHUNKLLM_RETURN_IF_ERROR(
+      pooling::prepare_rows("gather_rows", args.row_stride, args.num_rows, args.row_size));
+  CHUNKLLM_RETURN_IF_ERROR(pooling::check_alignment(
+      "gather_rows", rows_are_aligned(args.out) &&
+                         rows_are_aligned(args.rows, args.num_rows > 1 ? args.row_stride : 0)));
   if (args.num_indices < 0) {
     return invalid_argument("gather_rows: " + std::to_string(args.num_indices) + " indices");
   }

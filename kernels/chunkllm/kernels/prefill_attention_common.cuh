@@ -29,7 +29,8 @@ template <typename T>
 struct PrefillAttentionArgs {
   const T* q = nullptr;            ///< [num_rows, num_heads, head_dim], 16-byte aligned
   T* out = nullptr;                ///< [num_rows, num_heads, head_dim], 16-byte aligned
-  std::int64_t q_stride = 0;       ///< elements from a row of `q` to the next, a multiple of 8
+  std::int64_t q_stride = 0;       ///< elements from a row of `q` to the next, a multiple of 8;
+                                   ///< 0: rows side by side
   std::int64_t out_stride = 0;     ///< likewise of `out`
   cuda::DeviceKvView<const T> kv;  ///< holds the rows' own keys and values already
   std::int32_t seq = 0;            ///< the sequence of `kv` that all rows belong to
@@ -48,7 +49,9 @@ struct PrefillAttentionArgs {
   /// Needed where a query or key must still be turned. It must reach the largest difference between
   /// a wanted and a stored position; turns beyond it become NaN.
   cuda::DeviceRope rope;
-  std::int32_t window = 0;     ///< newest attended tokens seen, the row's own included; 0: all
+  /// Newest attended tokens seen, the row's own included; 0: all. It counts ranks of the attended
+  /// set, not positions of the text.
+  std::int32_t window = 0;
   float* maybe_lse = nullptr;  ///< [num_rows, num_heads] log of the softmax's denominator, or null
   void* workspace = nullptr;
   std::size_t workspace_bytes = 0;

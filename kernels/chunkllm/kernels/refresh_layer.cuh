@@ -342,12 +342,79 @@ __global__ void __launch_bounds__(kWorkThreads, kBlocksPerSm)
   if (any_scores) barrier.leave();
 }
 
+/// Whether what the phases share is the same memory and the same shape in their arguments, each
+/// checked by itself.
+///
+/// Errors: kInvalidArgument
+template <typename Row, typename Key, typename Weight>
+Status check_fit(const Work<Row, Key, Weight>& work) {
+  const UpdateChunkKeysArgs<Row, Key, Weight>& update = work.update;
+  const DeviceScoreArgs<Key>& score = work.score;
+  const SelectChunksArgs& select = work.select;
+  const cuda::DeviceTriggers& triggers = score.triggers;
+  if (triggers.count != update.table.num_seqs || triggers.maybe_seqs != nullptr ||
+      triggers.tokens != update.maybe_triggers || triggers.tokens != select.triggers.tokens ||
+      triggers.count != select.triggers.count || select.triggers.maybe_seqs != nullptr ||
+      score.window.min_tokens != select.window.min_tokens ||
+      score.window.min_chunks != select.window.min_chunks || score.scores != select.scores ||
+      score.score_stride != select.score_stride) {
+    return invalid_argument(
+        "refresh_layer: keys, scores and selection must share window, scores and triggers, one a "
+        "sequence");
+  }
+  const auto is_other_table = [&](const cuda::DeviceChunkTable& table) {
+    return table.ends != update.table.ends || table.num_chunks != update.table.num_chunks ||
+           table.max_chunks != update.table.max_chunks;
+  };
+  if (is_other_table(score.table) || is_other_table(select.table) ||
+      is_other_table(work.plan.table)) {
+    return invalid_argument(
+        "refresh_layer: keys, scores, selection and plan must share the chunk table");
+  }
+  if (triggers.count == 0 || update.table.max_chunks <= 1) return {};  // nothing is scored
+  const std::int64_t key_size = static_cast<std::int64_t>(score.num_key_heads) * score.key_dim;
+  if (score.keys != update.keys || key_size != update.key_size ||
+      (triggers.count > 1 && score.key_seq_stride != update.table.max_chunks * key_size)) {
+    return invalid_argument("refresh_layer: scores read keys of " + std::to_string(key_size) +
+                            " features, " + std::to_string(score.key_seq_stride) +
+                            " from sequence to sequence, expected the keys that are made, of " +
+                            std::to_string(update.key_size) + " and " +
+                            std::to_string(update.table.max_chunks) + " a sequence");
+  }
+  if (score.queries != update.queries ||
+      update.num_query_features != score.num_heads * score.key_dim ||
+      (triggers.count > 1 && score.query_stride != update.query_seq_stride)) {
+    return invalid_argument("refresh_layer: scores read queries of " +
+                            std::to_string(score.num_heads * score.key_dim) + " features, " +
+                            std::to_string(score.query_stride) +
+                            " apart, expected the queries that are made, of " +
+                            std::to_string(update.num_query_features) + " and " +
+                            std::to_string(update.query_seq_stride) + " apart");
+  }
+  const bool makes_nulls = update.maybe_null_weight != nullptr;
+  if (makes_nulls && (score.maybe_null != update.queries + update.num_query_features ||
+                      update.num_heads != score.num_heads ||
+                      (triggers.count > 1 && score.null_stride != update.query_seq_stride))) {
+    return invalid_argument(
+        "refresh_layer: null logits are made behind each query's features, and must be read there");
+  }
+  if (score.maybe_open_keys != nullptr && score.maybe_open_keys != update.maybe_open_keys) {
+    return invalid_argument("refresh_layer: scores read other open keys than are made");
+  }
+  return {};
+}
+
 template <typename Row, typename Key, typename Weight, int kSteps, bool kWhole>
 Status launch(const Work<Row, Key, Weight>& work, cudaStream_t stream) {
   constexpr std::size_t kSharedBytes =
       std::max({sizeof(KeyShared), sizeof(ChoiceShared),
                 sizeof(kernels::detail::ScoreLogitsShared<kSteps>)});
   constexpr auto kernel = refresh_layer_kernel<Row, Key, Weight, kSteps, kWhole>;
+  CHUNKLLM_ASSIGN_OR_RETURN(const int is_cooperative,
+                            cuda::device_attribute(cudaDevAttrCooperativeLaunch));
+  if (is_cooperative == 0) {
+    return unsupported("refresh_layer: the device has no cooperative launches");
+  }
   CHUNKLLM_RETURN_IF_ERROR(kernels::detail::allow_shared(kernel, kSharedBytes));
   CHUNKLLM_ASSIGN_OR_RETURN(const int num_sms,
                             cuda::device_attribute(cudaDevAttrMultiProcessorCount));
@@ -388,6 +455,11 @@ Status launch(const Work<Row, Key, Weight>& work, cudaStream_t stream) {
 /// Sums stay as they are: keys are made of the sum and the newest row. `launch_sum_newest_rows`
 /// adds the rows of all layers at the end of the step, with the same `UpdateChunkKeysArgs`.
 ///
+/// Blocks wait for each other, so all of them must be on the device at once, one an SM or more: the
+/// launch is cooperative and begins only where every SM has room. Beside kernels that hold SMs for
+/// long it waits for them, and a device that is divided (MPS, green contexts) must grant it its
+/// SMs.
+///
 /// Trigger i is of sequence i, and `update.maybe_triggers` and the triggers of scores, selection
 /// and plan are one array. A sequence whose budget holds all that is past gets no scores.
 ///
@@ -413,25 +485,11 @@ Status launch_refresh_layer(const RefreshLayerArgs<Row, Key, Weight>& args, cuda
   work.select = args.select;
   work.plan = args.plan;
   work.state = static_cast<unsigned*>(args.state);
-  CHUNKLLM_RETURN_IF_ERROR(chunk_keys::validate(update));
+  CHUNKLLM_RETURN_IF_ERROR(chunk_keys::prepare(work.update));
   CHUNKLLM_RETURN_IF_ERROR(kernels::detail::prepare(work.score));
   CHUNKLLM_RETURN_IF_ERROR(validate(args.select, args.plan));
-  const cuda::DeviceTriggers& triggers = args.score.triggers;
-  if (triggers.count != update.table.num_seqs || triggers.maybe_seqs != nullptr ||
-      triggers.tokens != update.maybe_triggers || triggers.tokens != args.select.triggers.tokens ||
-      triggers.count != args.select.triggers.count || args.select.triggers.maybe_seqs != nullptr ||
-      args.score.table.ends != update.table.ends || args.select.table.ends != update.table.ends ||
-      args.score.table.max_chunks != update.table.max_chunks ||
-      args.select.table.max_chunks != update.table.max_chunks ||
-      args.score.window.min_tokens != args.select.window.min_tokens ||
-      args.score.window.min_chunks != args.select.window.min_chunks ||
-      args.score.scores != args.select.scores ||
-      args.score.score_stride != args.select.score_stride) {
-    return invalid_argument(
-        "refresh_layer: keys, scores and selection must share table, window, scores and triggers, "
-        "one a sequence");
-  }
-  if (triggers.count == 0) return {};
+  CHUNKLLM_RETURN_IF_ERROR(refresh::check_fit(work));
+  if (work.score.triggers.count == 0) return {};
   if (args.state == nullptr || !is_aligned(args.state, 4)) {
     return invalid_argument("refresh_layer: expected a state of " +
                             std::to_string(kRefreshStateBytes) + " bytes at a multiple of 4");

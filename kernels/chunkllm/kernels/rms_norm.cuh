@@ -11,6 +11,7 @@
 #include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/dependent_launch.cuh"
 #include "chunkllm/kernels/primitives.cuh"
+#include "chunkllm/kernels/row_strides.cuh"
 
 namespace chunkllm::kernels {
 
@@ -19,7 +20,7 @@ namespace chunkllm::kernels {
 inline constexpr int kNormThreads = 256;
 inline constexpr int kNormWarps = kNormThreads / kWarpSize;
 
-/// What `launch_rms_norm` reads and writes.
+/// What `launch_rms_norm` reads and writes. Strides of 0 stand for rows side by side.
 ///
 /// \tparam T  __half or __nv_bfloat16
 template <typename T>
@@ -34,6 +35,9 @@ struct RmsNormArgs {
   std::int64_t normed_stride = 0;
   std::int32_t num_rows = 0;
   std::int32_t size = 0;  ///< a multiple of 8
+  /// Begins before the kernel in front has ended, where the device can; `weight` must be constant
+  /// then. False: where the kernel in front writes it.
+  bool overlaps = true;
 };
 
 /// The calling thread's share of a row's sum of squares, in one chain.
@@ -116,10 +120,10 @@ __global__ void __launch_bounds__(kNormThreads) rms_norm_kernel(const RmsNormArg
 ///           NaN and the others of its row 0, as on the CPU.
 /// Cost:     reads 4 bytes a value once from memory, writes 2; with an update 2 more in, 4 out.
 /// Errors:   kInvalidArgument for null pointers, a size that is no positive multiple of 8, rows
-///           that do not start at multiples of 16 bytes (residual, weight) or 8 (T).
+///           that overlap or do not start at multiples of 16 bytes (residual, weight) or 8 (T).
 /// Source:   Zhang and Sennrich, Root Mean Square Layer Normalization, 2019.
 template <typename T>
-inline Status launch_rms_norm(const RmsNormArgs<T>& args, cudaStream_t stream) {
+inline Status launch_rms_norm(RmsNormArgs<T> args, cudaStream_t stream) {
   if (args.num_rows == 0) return {};
   if (args.num_rows < 0 || args.size <= 0 || args.size % 8 != 0) {
     return invalid_argument("rms_norm: " + std::to_string(args.num_rows) + " rows of " +
@@ -129,6 +133,12 @@ inline Status launch_rms_norm(const RmsNormArgs<T>& args, cudaStream_t stream) {
   if (args.residual == nullptr || args.weight == nullptr || args.normed == nullptr) {
     return invalid_argument("rms_norm: residual, weight and normed must not be null");
   }
+  const auto take = [&](const char* field, std::int64_t& stride) {
+    return take_row_stride(std::string("rms_norm: ") + field, stride, args.num_rows, args.size);
+  };
+  CHUNKLLM_RETURN_IF_ERROR(take("residual_stride", args.residual_stride));
+  CHUNKLLM_RETURN_IF_ERROR(take("update_stride", args.update_stride));
+  CHUNKLLM_RETURN_IF_ERROR(take("normed_stride", args.normed_stride));
   if (!rows_are_aligned(args.residual, args.residual_stride) || !rows_are_aligned(args.weight) ||
       !rows_are_aligned(args.normed, args.normed_stride, 8) ||
       !rows_are_aligned(args.maybe_update, args.update_stride, 8)) {
@@ -137,7 +147,8 @@ inline Status launch_rms_norm(const RmsNormArgs<T>& args, cudaStream_t stream) {
         "of normed and update at multiples of 8");
   }
   return launch_dependent("rms_norm_kernel", rms_norm_kernel<T>,
-                          {static_cast<unsigned>(args.num_rows), kNormThreads}, stream, args);
+                          {static_cast<unsigned>(args.num_rows), kNormThreads}, stream, args,
+                          args.overlaps);
 }
 
 }  // namespace chunkllm::kernels

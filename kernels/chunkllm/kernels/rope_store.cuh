@@ -14,6 +14,7 @@
 #include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/dependent_launch.cuh"
 #include "chunkllm/kernels/primitives.cuh"
+#include "chunkllm/kernels/row_strides.cuh"
 
 namespace chunkllm::kernels {
 
@@ -28,8 +29,8 @@ inline constexpr int kRopePairs = kMaxRopeHeadDim / 2 / (2 * kWarpSize);
 /// \tparam Kv  T or __nv_fp8_e4m3: the type of the cache
 template <typename T, typename Kv = T>
 struct RopeStoreArgs {
-  const T* qkv = nullptr;  ///< [num_rows, (num_heads + 2 * num_kv_heads) * head_dim]: q, k, v
-  std::int64_t qkv_stride = 0;
+  const T* qkv = nullptr;       ///< [num_rows, (num_heads + 2 * num_kv_heads) * head_dim]: q, k, v
+  std::int64_t qkv_stride = 0;  ///< 0: rows side by side
   std::int32_t num_rows = 0;
   std::int32_t num_heads = 0;
   std::int32_t num_kv_heads = 0;
@@ -53,6 +54,7 @@ struct RopeStoreArgs {
   std::int32_t kv_capacity = 0;    ///< tokens a sequence has room for
   T* maybe_cached_keys = nullptr;  ///< [num_rows, num_kv_heads, head_dim], dense: the keys as
                                    ///< cached, but not as fp8
+  bool overlaps = true;  ///< begins before the kernel in front has ended, where the device can
 };
 
 /// The values of a head that a lane holds: neighbours i, i + 1 of the first half and their partners
@@ -186,19 +188,19 @@ __global__ void __launch_bounds__(kRopeThreads) rope_store_kernel(const RopeStor
 /// their queries written, before RoPE.
 ///
 /// Numerics: norm and rotation in f32 on the projection's T, one rounding at the store. Fp8 keys
-/// and
-///           values are clamped to +-448 times their scale; a NaN stays one. A row whose position
-///           lies outside the table becomes NaN where it is rotated, and one outside
-///           [0, kv_capacity) is not cached: nothing is read or written elsewhere.
+///           and values are clamped to +-448 times their scale; a NaN stays one. A row whose
+///           position lies outside the table becomes NaN where it is rotated, and one outside [0,
+///           kv_capacity) is not cached: nothing is read or written elsewhere.
 /// Cost:     reads 2 bytes a value, writes 2 (the keys' copy: 2 more).
 /// Overlap:  starts before the kernel in front has ended (see dependent_launch.cuh), and lets the
 ///           next one start when that has: what was written further up, such as older tokens of the
 ///           cache, the next kernel may read before its wait.
 /// Errors:   kInvalidArgument for null pointers, both or none of positions and num_tokens, one of
-///           two norms, misaligned rows; kUnsupported for a head_dim that is no multiple of 8 up to
-///           256.
+///           two norms, rows that overlap or are misaligned, pages without room for kv_capacity;
+///           kUnsupported for a head_dim that is no multiple of 8 up to 256. Entries of the page
+///           table are the caller's word.
 template <typename T, typename Kv>
-inline Status launch_rope_store(const RopeStoreArgs<T, Kv>& args, cudaStream_t stream) {
+inline Status launch_rope_store(RopeStoreArgs<T, Kv> args, cudaStream_t stream) {
   static_assert(std::is_same_v<Kv, T> || std::is_same_v<Kv, __nv_fp8_e4m3>);
   if (args.num_rows == 0) return {};
   if (args.head_dim <= 0 || args.head_dim % 8 != 0 || args.head_dim > kMaxRopeHeadDim) {
@@ -225,6 +227,19 @@ inline Status launch_rope_store(const RopeStoreArgs<T, Kv>& args, cudaStream_t s
   if ((args.maybe_q_norm == nullptr) != (args.maybe_k_norm == nullptr)) {
     return invalid_argument("rope_store: give both norms, of queries and keys, or none");
   }
+  if (args.kv.page_table != nullptr) {
+    const std::int64_t room = std::int64_t{args.kv.max_pages} * args.kv.page_size;
+    if (args.kv.page_size < 1 || args.kv.max_pages < 1 || room < args.kv_capacity) {
+      return invalid_argument("rope_store: " + std::to_string(args.kv.max_pages) + " pages of " +
+                              std::to_string(args.kv.page_size) +
+                              " tokens a sequence, expected at least one of each and room for "
+                              "kv_capacity, " +
+                              std::to_string(args.kv_capacity));
+    }
+  }
+  CHUNKLLM_RETURN_IF_ERROR(
+      take_row_stride("rope_store: qkv_stride", args.qkv_stride, args.num_rows,
+                      (args.num_heads + 2 * std::int64_t{args.num_kv_heads}) * args.head_dim));
   const std::int64_t any_stride =
       args.kv.token_stride | args.kv.head_stride | args.kv.seq_stride | args.kv.page_stride;
   if (!rows_are_aligned(args.qkv, args.qkv_stride, 4) || !rows_are_aligned(args.queries, 0, 4) ||
@@ -237,7 +252,8 @@ inline Status launch_rope_store(const RopeStoreArgs<T, Kv>& args, cudaStream_t s
       static_cast<std::int64_t>(args.num_rows) * (args.num_heads + 2 * args.num_kv_heads);
   const std::int64_t num_blocks = ceil_div<std::int64_t>(num_warps, kRopeThreads / kWarpSize);
   return launch_dependent("rope_store_kernel", rope_store_kernel<T, Kv>,
-                          {static_cast<unsigned>(num_blocks), kRopeThreads}, stream, args);
+                          {static_cast<unsigned>(num_blocks), kRopeThreads}, stream, args,
+                          args.overlaps);
 }
 
 }  // namespace chunkllm::kernels

@@ -14,6 +14,7 @@
 #include "chunkllm/cuda/device_attribute.hpp"
 #include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/join_heads.cuh"
+#include "chunkllm/kernels/row_strides.cuh"
 #include "chunkllm/kernels/score_chunks_kernels.cuh"
 #include "chunkllm/kernels/score_logits_mma.cuh"
 #include "chunkllm/kernels/select_chunks.cuh"
@@ -141,12 +142,17 @@ Status prepare(DeviceScoreArgs<Key>& args) {
   const auto fill = [](std::int64_t& stride, std::int64_t dense) {
     if (stride == 0) stride = dense;
   };
-  fill(args.query_stride, query_size);
+  const auto take = [](const char* field, std::int64_t& stride, std::int64_t rows,
+                       std::int64_t width) {
+    return take_row_stride(std::string("score_chunks: ") + field, stride, rows, width);
+  };
+  CHUNKLLM_RETURN_IF_ERROR(take("query_stride", args.query_stride, count, query_size));
+  CHUNKLLM_RETURN_IF_ERROR(take("null_stride", args.null_stride, count, args.num_heads));
+  CHUNKLLM_RETURN_IF_ERROR(take("key_seq_stride", args.key_seq_stride, args.table.num_seqs,
+                                args.table.max_chunks * key_size));
   fill(args.query_layer_stride, count * args.query_stride);
-  fill(args.null_stride, args.num_heads);
   fill(args.null_layer_stride, count * args.null_stride);
   fill(args.open_key_layer_stride, count * key_size);
-  fill(args.key_seq_stride, args.table.max_chunks * key_size);
   fill(args.key_layer_stride, args.table.num_seqs * args.key_seq_stride);
   fill(args.bias_layer_stride, args.num_heads * kNumDistanceBins);
   constexpr std::int64_t kKeysA16 = 16 / sizeof(Key);

@@ -164,12 +164,20 @@ inline Status validate_triggers(const cuda::DeviceChunkTable& table,
   return {};
 }
 
+/// A share of NaN would become any number of tokens on the device.
+inline Status check_budget(const std::string& name, const Budget& budget) {
+  if (budget.kind != Budget::Kind::kShare || (budget.share > 0.0 && budget.share <= 1.0)) return {};
+  return invalid_argument(name + ": the budget's share is " + std::to_string(budget.share) +
+                          ", expected more than 0 and at most 1");
+}
+
 }  // namespace detail
 
 /// Errors: as `launch_select_chunks`
 inline Status validate(const SelectChunksArgs& args) {
   Status status = detail::validate_triggers(args.table, args.triggers);
   if (!status.ok() || args.triggers.count == 0) return status;
+  CHUNKLLM_RETURN_IF_ERROR(detail::check_budget("select_chunks", args.budget));
   const std::int64_t most = args.budget.max_chunks(args.table.max_chunks);
   if (args.max_chosen < most || args.score_stride < args.table.max_chunks - 1) {
     return invalid_argument(
@@ -199,7 +207,8 @@ inline Status validate(const SelectChunksArgs& args) {
 ///   digit beyond 8192 candidates
 /// Errors: kInvalidArgument for a missing pointer, a `score_stride` below table.max_chunks - 1 or a
 ///   `max_chosen` that the budget could overflow (table.max_chunks, or with a budget of chunks
-///   their number if that is less). kDeviceError from the launch.
+///   their number if that is less), or a budget's share outside (0, 1]. kDeviceError from the
+///   launch.
 inline Status launch_select_chunks(const SelectChunksArgs& args, cudaStream_t stream) {
   Status status = validate(args);
   if (!status.ok() || args.triggers.count == 0) return status;

@@ -10,6 +10,7 @@
 #include "chunkllm/cuda/cuda_status.hpp"
 #include "chunkllm/kernels/alignment.cuh"
 #include "chunkllm/kernels/primitives.cuh"
+#include "chunkllm/kernels/row_strides.cuh"
 
 namespace chunkllm::kernels {
 
@@ -17,7 +18,8 @@ inline constexpr int kSiluThreads = 256;
 /// 16 bytes of T: what a thread reads of the gate and of the up part at once.
 inline constexpr int kSiluVector = 8;
 
-/// What `launch_silu_gate` reads and writes. Rows start at multiples of 16 bytes.
+/// What `launch_silu_gate` reads and writes. Rows start at multiples of 16 bytes; strides of 0
+/// stand for rows side by side.
 template <typename T>
 struct SiluGateArgs {
   const T* gate_up = nullptr;  ///< [num_rows, 2 * inner]: the gate's part, then the other
@@ -68,9 +70,9 @@ __global__ void __launch_bounds__(kSiluThreads) silu_gate_kernel(const SiluGateA
 ///           up, as on the CPU.
 /// Cost:     reads 4 bytes an output, writes 2.
 /// Errors:   kInvalidArgument for null pointers, an `inner` that is no positive multiple of 8, rows
-///           that do not start at multiples of 16 bytes.
+///           that overlap or do not start at multiples of 16 bytes.
 template <typename T>
-inline Status launch_silu_gate(const SiluGateArgs<T>& args, cudaStream_t stream) {
+inline Status launch_silu_gate(SiluGateArgs<T> args, cudaStream_t stream) {
   if (args.num_rows == 0) return {};
   if (args.num_rows < 0 || args.inner <= 0 || args.inner % kSiluVector != 0) {
     return invalid_argument("silu_gate: " + std::to_string(args.num_rows) + " rows of " +
@@ -80,6 +82,10 @@ inline Status launch_silu_gate(const SiluGateArgs<T>& args, cudaStream_t stream)
   if (args.gate_up == nullptr || args.out == nullptr) {
     return invalid_argument("silu_gate: gate_up and out must not be null");
   }
+  CHUNKLLM_RETURN_IF_ERROR(take_row_stride("silu_gate: gate_up_stride", args.gate_up_stride,
+                                           args.num_rows, 2 * std::int64_t{args.inner}));
+  CHUNKLLM_RETURN_IF_ERROR(
+      take_row_stride("silu_gate: out_stride", args.out_stride, args.num_rows, args.inner));
   if (!rows_are_aligned(args.gate_up, args.gate_up_stride) ||
       !rows_are_aligned(args.out, args.out_stride)) {
     return invalid_argument("silu_gate: rows must start at multiples of 16 bytes");

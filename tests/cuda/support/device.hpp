@@ -138,16 +138,21 @@ class DeviceTest : public ::testing::Test {
   /// Captures what `launch(stream)` enqueues and replays it `times` times. `launch` returns Status.
   template <typename Launch>
   void replay_as_graph(const Launch& launch, int times = 1) {
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t instance = nullptr;
-    ASSERT_TRUE(succeeds(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal)));
-    EXPECT_TRUE(succeeds(launch(stream_)));
-    ASSERT_TRUE(succeeds(cudaStreamEndCapture(stream_, &graph)));
-    ASSERT_TRUE(succeeds(cudaGraphInstantiate(&instance, graph, 0)));
-    for (int i = 0; i < times; ++i) ASSERT_TRUE(succeeds(cudaGraphLaunch(instance, stream_)));
-    EXPECT_TRUE(succeeds(cudaStreamSynchronize(stream_)));
-    EXPECT_TRUE(succeeds(cudaGraphExecDestroy(instance)));
-    EXPECT_TRUE(succeeds(cudaGraphDestroy(graph)));
+    with_graph(launch, [&](cudaGraphExec_t graph) {
+      for (int i = 0; i < times; ++i) ASSERT_TRUE(succeeds(cudaGraphLaunch(graph, stream_)));
+    });
+  }
+  /// The same with `around(replay)` in the place of each replay, which `replay()` runs and waits
+  /// for.
+  template <typename Launch, typename Around>
+  void replay_as_graph(const Launch& launch, int times, const Around& around) {
+    with_graph(launch, [&](cudaGraphExec_t graph) {
+      const auto replay = [&] {
+        ASSERT_TRUE(succeeds(cudaGraphLaunch(graph, stream_)));
+        ASSERT_TRUE(succeeds(cudaStreamSynchronize(stream_)));
+      };
+      for (int i = 0; i < times; ++i) around(replay);
+    });
   }
 
   /// Calls `launch(i, stream)`, which returns Status: 0 on the test's stream, 1 on another beside
@@ -171,6 +176,22 @@ class DeviceTest : public ::testing::Test {
   }
 
   cudaStream_t stream_ = nullptr;
+
+ private:
+  /// Calls `use` with a graph of what `launch(stream)` enqueues, and waits for the stream.
+  template <typename Launch, typename Use>
+  void with_graph(const Launch& launch, const Use& use) {
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t instance = nullptr;
+    ASSERT_TRUE(succeeds(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal)));
+    EXPECT_TRUE(succeeds(launch(stream_)));
+    ASSERT_TRUE(succeeds(cudaStreamEndCapture(stream_, &graph)));
+    ASSERT_TRUE(succeeds(cudaGraphInstantiate(&instance, graph, 0)));
+    use(instance);
+    EXPECT_TRUE(succeeds(cudaStreamSynchronize(stream_)));
+    EXPECT_TRUE(succeeds(cudaGraphExecDestroy(instance)));
+    EXPECT_TRUE(succeeds(cudaGraphDestroy(graph)));
+  }
 };
 
 /// Relative error of rounding to a 16 bit type.

@@ -135,23 +135,28 @@ inline std::pair<std::int32_t, std::int32_t> rows_of(const MassCase& c, std::siz
           group + 1 < c.pooled_tokens.size() ? row_behind(group + 1) : c.num_rows};
 }
 
-inline Mass pooled_mass_of(const MassCase& c, const MassOperands& x, std::size_t group,
-                           bool is_mean, std::size_t chunk) {
+/// The mean of one head over the rows of `group`.
+inline Mass pooled_head_mass_of(const MassCase& c, const MassOperands& x, std::size_t group,
+                                std::int32_t head, std::size_t chunk) {
   const auto [begin, end] = rows_of(c, group);
   if (begin == end || chunk >= c.ends.size() || c.ends[chunk] > c.pooled_tokens[group] + 1) {
     return {};
   }
   const std::int32_t count = end - begin;
-  return join_masses(c, is_mean, [&, begin = begin, end = end](std::int32_t head) {
-    Mass pooled;
-    for (std::int32_t row = begin; row < end; ++row) {
-      const Mass mass = mass_of(c, x, row, head, chunk);
-      pooled.value += mass.value;
-      pooled.bound += mass.bound;
-    }
-    pooled.bound += pooled.value * (count + 2) * kUnitRoundoff;
-    return Mass{pooled.value / count, pooled.bound / count};
-  });
+  Mass pooled;
+  for (std::int32_t row = begin; row < end; ++row) {
+    const Mass mass = mass_of(c, x, row, head, chunk);
+    pooled.value += mass.value;
+    pooled.bound += mass.bound;
+  }
+  pooled.bound += pooled.value * (count + 2) * kUnitRoundoff;
+  return {pooled.value / count, pooled.bound / count};
+}
+
+inline Mass pooled_mass_of(const MassCase& c, const MassOperands& x, std::size_t group,
+                           bool is_mean, std::size_t chunk) {
+  return join_masses(
+      c, is_mean, [&](std::int32_t head) { return pooled_head_mass_of(c, x, group, head, chunk); });
 }
 
 /// A call on the device: its operands, its outputs and their fences.
@@ -170,6 +175,7 @@ class MassRun {
         head_mass_(row_size() * c.num_heads),
         max_(row_size()),
         mean_(row_size()),
+        pooled_heads_(c.pooled_tokens.size() * c.num_heads * c.num_columns),
         pooled_max_(c.pooled_tokens.size() * c.num_columns),
         pooled_mean_(pooled_max_.size()) {
     args_.q = q_.data() + c.q_padding;
@@ -199,6 +205,7 @@ class MassRun {
     if (!c.pooled_tokens.empty()) {
       args_.maybe_pooled_tokens = pooled_tokens_.data();
       args_.num_pooled = static_cast<std::int32_t>(c.pooled_tokens.size());
+      args_.maybe_pooled_heads = pooled_heads_.data();
       args_.maybe_pooled_max = pooled_max_.data();
       args_.maybe_pooled_mean = pooled_mean_.data();
     }
@@ -213,7 +220,8 @@ class MassRun {
     return kernels::launch_chunk_mass(args_, stream);
   }
   void poison() {
-    for (DeviceBuffer<float>* buffer : {&head_mass_, &max_, &mean_, &pooled_max_, &pooled_mean_}) {
+    for (DeviceBuffer<float>* buffer :
+         {&head_mass_, &max_, &mean_, &pooled_heads_, &pooled_max_, &pooled_mean_}) {
       buffer->poison();
     }
     workspace_->poison();
@@ -225,12 +233,14 @@ class MassRun {
   [[nodiscard]] std::vector<float> joined() const {
     return concatenated(max_.download(), mean_.download());
   }
+  [[nodiscard]] std::vector<float> pooled_heads() const { return pooled_heads_.download(); }
   [[nodiscard]] std::vector<float> pooled() const {
     return concatenated(pooled_max_.download(), pooled_mean_.download());
   }
   /// The bits of every output.
   [[nodiscard]] std::vector<std::uint32_t> bits() const {
     std::vector<float> all = concatenated(head_mass(), joined());
+    all = concatenated(std::move(all), pooled_heads());
     all = concatenated(std::move(all), pooled());
     std::vector<std::uint32_t> out(all.size());
     std::transform(all.begin(), all.end(), out.begin(),
@@ -238,8 +248,8 @@ class MassRun {
     return out;
   }
   [[nodiscard]] bool intact() const {
-    return head_mass_.intact() && max_.intact() && mean_.intact() && pooled_max_.intact() &&
-           pooled_mean_.intact() && workspace_->intact();
+    return head_mass_.intact() && max_.intact() && mean_.intact() && pooled_heads_.intact() &&
+           pooled_max_.intact() && pooled_mean_.intact() && workspace_->intact();
   }
 
  private:
@@ -305,6 +315,7 @@ class MassRun {
   DeviceBuffer<float> head_mass_;
   DeviceBuffer<float> max_;
   DeviceBuffer<float> mean_;
+  DeviceBuffer<float> pooled_heads_;
   DeviceBuffer<float> pooled_max_;
   DeviceBuffer<float> pooled_mean_;
   std::optional<DeviceBuffer<unsigned char>> workspace_;

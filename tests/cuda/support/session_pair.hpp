@@ -75,9 +75,12 @@ struct AdapterKind {
   KeyPooling pooling = KeyPooling::kMean;
   bool has_null = true;
   bool has_bias = true;
+  std::int64_t num_heads = 4;
+  std::int64_t num_key_heads = 2;
+  std::int64_t key_dim = 16;
 };
 
-/// QK Adapters of 4 heads on 2 key heads of 16 features, exact in T.
+/// QK Adapters, exact in T.
 template <typename T>
 QkAdapter qk_adapter(const BackboneConfig& config, std::uint32_t seed, const AdapterKind& kind) {
   std::mt19937 random(seed);
@@ -89,16 +92,16 @@ QkAdapter qk_adapter(const BackboneConfig& config, std::uint32_t seed, const Ada
   };
   std::vector<QkAdapterLayer> layers(static_cast<std::size_t>(config.num_layers));
   for (QkAdapterLayer& layer : layers) {
-    layer.query_weight = fill(4 * 16 * config.hidden_size);
-    layer.key_weight = fill(2 * 16 * config.hidden_size);
-    if (kind.has_bias) layer.distance_bias = fill(4 * std::int64_t{kNumDistanceBins});
+    layer.query_weight = fill(kind.num_heads * kind.key_dim * config.hidden_size);
+    layer.key_weight = fill(kind.num_key_heads * kind.key_dim * config.hidden_size);
+    if (kind.has_bias) layer.distance_bias = fill(kind.num_heads * kNumDistanceBins);
     if (kind.has_null) {
-      layer.null_weight = fill(4 * config.hidden_size);
-      layer.null_bias = fill(4);
+      layer.null_weight = fill(kind.num_heads * config.hidden_size);
+      layer.null_bias = fill(kind.num_heads);
     }
   }
-  return QkAdapter(std::move(layers), config.hidden_size, 4, 2, 16, kind.pooling,
-                   /*adds_log_length=*/true);
+  return QkAdapter(std::move(layers), config.hidden_size, kind.num_heads, kind.num_key_heads,
+                   kind.key_dim, kind.pooling, /*adds_log_length=*/true);
 }
 
 /// Ends a chunk at some of the tokens of the tiny model.
