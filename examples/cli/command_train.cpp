@@ -37,6 +37,7 @@ struct TrainCommandOptions {
   double learning_rate = 3e-3;
   double question_weight = 20.0;
   std::int64_t time_limit = 0;
+  std::int64_t input_budget = 512;
   bool starts_random = false;
   bool trains_boundaries = false;
 };
@@ -61,13 +62,13 @@ std::string describe_settings(const TrainCommandOptions& options, const std::str
       "model {}, seed {}, steps {}, time limit {}, {} start, boundaries by {}, key_dim {}, "
       "learning rate {}, "
       "question "
-      "weight {}, sequences of {} and {} ({} long, {} plain), texts {}",
+      "weight {}, input budget {}, sequences of {} and {} ({} long, {} plain), texts {}",
       fingerprint, options.training.seed, options.training.num_steps, options.time_limit,
       options.starts_random ? "random" : "backbone",
       options.trains_boundaries ? "adapter" : "rules", options.trainer.key_dim,
-      options.learning_rate, options.question_weight, options.sequences.length,
-      options.sequences.long_length, options.sequences.long_share, options.sequences.plain_share,
-      options.texts.size());
+      options.learning_rate, options.question_weight, options.input_budget,
+      options.sequences.length, options.sequences.long_length, options.sequences.long_share,
+      options.sequences.plain_share, options.texts.size());
 }
 
 Result<TrainingTexts> read_texts(const TrainCommandOptions& options, const OpenModel& model) {
@@ -130,8 +131,9 @@ Result<QkTrainingHooks> make_hooks(const TrainCommandOptions& options, const Ope
   QkTrainingHooks hooks;
   hooks.chunk_ends = find_chunk_ends(options, model, report.maybe_chunk_adapter);
   if (model.maybe_device != nullptr) {
-    CHUNKLLM_ASSIGN_OR_RETURN(hooks.teach,
-                              model.maybe_device->make_teacher(options.sequences.long_length));
+    CHUNKLLM_ASSIGN_OR_RETURN(
+        hooks.teach,
+        model.maybe_device->make_teacher(options.sequences.long_length, options.input_budget));
     hooks.teaches_beside = true;
     return Result<QkTrainingHooks>(std::move(hooks));
   }
@@ -350,6 +352,11 @@ Command add_train(CLI::App& program) {
                     "Where chunks end: the sentence rules, or a Chunk Adapter that is fitted to\n"
                     "them first and written, too [rules]")
       ->type_name("WHAT")
+      ->group(detail);
+  add_int_option(app, "--input-budget", options->input_budget, 0, 1 << 20,
+                 "Recent tokens attended in the reading that the adapters see; 0: all, as the\n"
+                 "teacher does [512]")
+      ->type_name("N")
       ->group(detail);
   add_int_option(app, "--sequence", options->sequences.length, 512, 65536,
                  "Tokens of a sequence [4096]")

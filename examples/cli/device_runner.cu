@@ -113,17 +113,18 @@ class TypedDeviceRunner final : public DeviceRunner {
     return make_session(*scorer, maybe_adapter.get(), bytes_of(model.tokenizer), options);
   }
 
-  Result<Teach> make_teacher(std::int64_t max_tokens) const override {
+  Result<Teach> make_teacher(std::int64_t max_tokens, std::int64_t input_budget) const override {
     cuda::DeviceTeacherLimits limits;
     limits.max_tokens = static_cast<std::int32_t>(max_tokens);
     // Sentences of prose have 25 tokens and more; lines of code and verse may have 6.
     limits.max_chunks = limits.max_triggers = static_cast<std::int32_t>(max_tokens / 6);
     CHUNKLLM_ASSIGN_OR_RETURN(auto teacher, cuda::DeviceTeacher<T>::create(backbone_, limits));
     const auto shared = std::make_shared<cuda::DeviceTeacher<T>>(std::move(teacher));
-    return Teach([shared](std::span<const std::int32_t> ids,
-                          std::span<const std::int64_t> chunk_ends,
-                          std::span<const std::int64_t> triggers) {
-      return shared->collect(ids, chunk_ends, triggers, ChunkOptions{}, KeyPooling::kMean);
+    return Teach([shared, input_budget](std::span<const std::int32_t> ids,
+                                        std::span<const std::int64_t> chunk_ends,
+                                        std::span<const std::int64_t> triggers) {
+      return shared->collect(ids, chunk_ends, triggers, ChunkOptions{}, KeyPooling::kMean,
+                             input_budget);
     });
   }
 

@@ -42,8 +42,9 @@ class DeviceRunner : public ModelRunner {
 
   /// Reads texts to train on, of at most `max_tokens`; the runner must outlive it.
   ///
+  /// \param input_budget  as of `DeviceTeacher::collect`
   /// Errors: those of `DeviceTeacher::create`
-  virtual Result<Teach> make_teacher(std::int64_t max_tokens) const = 0;
+  virtual Result<Teach> make_teacher(std::int64_t max_tokens, std::int64_t input_budget) const = 0;
 };
 
 /// Scorers that the device has, as `--scorer` names them.

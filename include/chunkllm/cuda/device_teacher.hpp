@@ -29,6 +29,7 @@
 #include "chunkllm/kernels/pool_chunks.cuh"
 #include "chunkllm/kernels/rope_store.cuh"
 #include "chunkllm/model/rope.hpp"
+#include "chunkllm/train/recent_reading.hpp"
 #include "chunkllm/train/teacher_rows.hpp"
 
 namespace chunkllm::cuda {
@@ -67,6 +68,10 @@ class DeviceTeacher {
 
   /// What the sequence teaches; see `collect_teacher_rows` for the arguments.
   ///
+  /// \param input_budget  0: inputs of the dense reading. Else those of a second reading, in which
+  ///                      tokens attend chunk 0 and the newest chunks up to this many tokens
+  ///                      (`plan_recent_reading`): a question then has not seen what it asks for,
+  ///                      as is so when a set is chosen for it
   /// Numerics: products of 16 bit values summed in f32, states rounded to T between them; inputs
   ///           are those that W_Q and W_K got, pooled in f32 as on the CPU. Two runs give the same
   ///           bits
@@ -78,13 +83,22 @@ class DeviceTeacher {
   Result<TeacherRows> collect(std::span<const std::int32_t> ids,
                               std::span<const std::int64_t> chunk_ends,
                               std::span<const std::int64_t> triggers, const ChunkOptions& options,
-                              KeyPooling pooling) {
+                              KeyPooling pooling, std::int64_t input_budget = 0) {
     CHUNKLLM_ASSIGN_OR_RETURN(TeacherRows rows,
                               plan_teacher_rows(config(), static_cast<std::int64_t>(ids.size()),
                                                 chunk_ends, triggers, options));
     CHUNKLLM_RETURN_IF_ERROR(check_room(ids, rows));
     if (ids.empty()) return Result<TeacherRows>(std::move(rows));
-    const Status status = read(ids, pooling, rows);
+    takes_inputs_ = input_budget == 0;
+    takes_mass_ = true;
+    Status status = read(ids, pooling, /*is_dense=*/true, rows);
+    if (status.ok() && input_budget > 0) {
+      takes_inputs_ = true;
+      takes_mass_ = false;
+      status = upload_recent(
+          plan_recent_reading(rows, static_cast<std::int64_t>(ids.size()), options, input_budget));
+      if (status.ok()) status = read(ids, pooling, /*is_dense=*/false, rows);
+    }
     if (!status.ok()) {
       // What has been enqueued must not meet the next sequence's.
       for (Slot& slot : slots_) slot.layer = -1;
@@ -177,6 +191,11 @@ class DeviceTeacher {
         tokens + size(limits_.max_chunks) + size(limits_.max_triggers) + kTileIntegers + 2;
     CHUNKLLM_ASSIGN_OR_RETURN(integers_, DeviceBuffer<std::int32_t>::create(num_integers));
     CHUNKLLM_ASSIGN_OR_RETURN(staged_, PinnedBuffer<std::int32_t>::create(num_integers));
+    // Two lists of tiles, two numbers and a list of sink tokens a set.
+    const std::size_t num_recent = size(limits_.max_chunks + 1) *
+                                   (2 * kTileIntegers + 2 + size(RecentReading::kMostSinkTokens));
+    CHUNKLLM_ASSIGN_OR_RETURN(recent_, DeviceBuffer<std::int32_t>::create(num_recent));
+    CHUNKLLM_ASSIGN_OR_RETURN(recent_staged_, PinnedBuffer<std::int32_t>::create(num_recent));
     CHUNKLLM_ASSIGN_OR_RETURN(hidden_,
                               DeviceBuffer<float>::create(tokens * size(config().hidden_size)));
     CHUNKLLM_ASSIGN_OR_RETURN(normed_,
@@ -240,14 +259,15 @@ class DeviceTeacher {
     return {};
   }
 
-  Status read(std::span<const std::int32_t> ids, KeyPooling pooling, TeacherRows& rows) {
+  Status read(std::span<const std::int32_t> ids, KeyPooling pooling, bool is_dense,
+              TeacherRows& rows) {
     const auto num_tokens = static_cast<std::int32_t>(ids.size());
     CHUNKLLM_RETURN_IF_ERROR(upload(ids, rows));
     CHUNKLLM_RETURN_IF_ERROR(backbone_->embed(run(), tokens(), num_tokens, hidden_.data()));
     std::size_t num_taught = 0;
     for (std::int64_t layer = 0; layer < config().num_layers; ++layer) {
       CHUNKLLM_RETURN_IF_ERROR(project(layer, num_tokens));
-      CHUNKLLM_RETURN_IF_ERROR(attend(layer, num_tokens));
+      CHUNKLLM_RETURN_IF_ERROR(attend(layer, num_tokens, is_dense));
       if (window(layer) == 0) {
         Slot& slot = slots_[num_taught++ % kNumSlots];
         CHUNKLLM_RETURN_IF_ERROR(empty(slot, rows));
@@ -284,6 +304,55 @@ class DeviceTeacher {
                        "copy of a sequence to the device");
   }
 
+  /// Tiles and sets of a reading of the recent; the staged integers are free again, as above.
+  Status upload_recent(const RecentReading& reading) {
+    static_assert(sizeof(kernels::PrefillTile) == 3 * sizeof(std::int32_t));
+    const auto num_sets = static_cast<std::int32_t>(reading.tail_begins.size());
+    const std::int64_t capacity = std::max<std::int64_t>(reading.num_sink_tokens, 1);
+    std::vector<std::int32_t> values;
+    const auto append_tiles = [&](const std::vector<RecentReading::Tile>& tiles,
+                                  RecentTiles& result) {
+      result.offset = static_cast<std::int64_t>(values.size());
+      result.num_tiles = static_cast<std::int32_t>(tiles.size());
+      result.max_rows = 0;
+      for (const RecentReading::Tile& tile : tiles) {
+        for (const std::int64_t value : {tile.first_row, tile.num_rows, tile.set}) {
+          values.push_back(static_cast<std::int32_t>(value));
+        }
+        result.max_rows = std::max(result.max_rows, static_cast<std::int32_t>(tile.num_rows));
+      }
+    };
+    append_tiles(reading.first_layer_tiles, first_tiles_);
+    append_tiles(reading.tiles, other_tiles_);
+    const auto num_span_tokens = static_cast<std::int64_t>(values.size());
+    for (const std::int64_t tail : reading.tail_begins) {
+      values.push_back(tail == 0 ? 0 : static_cast<std::int32_t>(reading.num_sink_tokens));
+    }
+    const auto tail_begin = static_cast<std::int64_t>(values.size());
+    for (const std::int64_t tail : reading.tail_begins) {
+      values.push_back(static_cast<std::int32_t>(tail));
+    }
+    const auto span_tokens = static_cast<std::int64_t>(values.size());
+    for (std::int32_t set = 0; set < num_sets; ++set) {
+      for (std::int64_t t = 0; t < capacity; ++t) values.push_back(static_cast<std::int32_t>(t));
+    }
+    if (values.size() > recent_.size()) {
+      return invalid_argument("teacher: a reading of the recent takes " +
+                              std::to_string(values.size()) + " integers, there is room for " +
+                              std::to_string(recent_.size()));
+    }
+    for (RecentTiles* tiles : {&first_tiles_, &other_tiles_}) {
+      tiles->tiles = reinterpret_cast<const kernels::PrefillTile*>(recent_.data() + tiles->offset);
+    }
+    recent_sets_ = {recent_.data() + span_tokens, recent_.data() + num_span_tokens,
+                    recent_.data() + tail_begin, num_sets, static_cast<std::int32_t>(capacity)};
+    std::copy(values.begin(), values.end(), recent_staged_.data());
+    return cuda_status(
+        cudaMemcpyAsync(recent_.data(), recent_staged_.data(), values.size() * sizeof(std::int32_t),
+                        cudaMemcpyHostToDevice, stream_.get()),
+        "copy of the recent tokens' sets to the device");
+  }
+
   Status project(std::int64_t layer, std::int32_t num_tokens) const {
     CHUNKLLM_RETURN_IF_ERROR(backbone_->project_qkv(run(), layer, hidden_.data(), num_tokens,
                                                     normed_.data(), qkv_.data()));
@@ -297,7 +366,7 @@ class DeviceTeacher {
     return kernels::launch_rope_store(args, stream_.get());
   }
 
-  Status attend(std::int64_t layer, std::int32_t num_tokens) const {
+  Status attend(std::int64_t layer, std::int32_t num_tokens, bool is_dense) const {
     kernels::PrefillAttentionArgs<T> args;
     args.q = queries_.data();
     args.out = attended_.data();
@@ -308,6 +377,13 @@ class DeviceTeacher {
     args.tiles = tile();
     args.num_tiles = 1;
     args.max_tile_rows = num_tokens;
+    if (!is_dense && window(layer) == 0) {
+      const RecentTiles& recent = layer == 0 ? first_tiles_ : other_tiles_;
+      args.sets = recent_sets_;
+      args.tiles = recent.tiles;
+      args.num_tiles = recent.num_tiles;
+      args.max_tile_rows = recent.max_rows;
+    }
     args.num_rows = num_tokens;
     args.num_heads = static_cast<std::int32_t>(config().num_heads);
     args.num_kv_heads = static_cast<std::int32_t>(config().num_kv_heads);
@@ -325,16 +401,22 @@ class DeviceTeacher {
               const TeacherRows& rows) const {
     const Parts parts(config(), rows.num_rows(), rows.num_chunks());
     if (parts.end == 0) return {};
-    CHUNKLLM_RETURN_IF_ERROR(gather_inputs(num_tokens, rows, slot.device.data()));
-    CHUNKLLM_RETURN_IF_ERROR(
-        pool_chunks(num_tokens, pooling, rows, slot.device.data() + parts.pooled));
-    CHUNKLLM_RETURN_IF_ERROR(measure_mass(num_tokens, rows, slot.device.data() + parts.mass));
+    if (takes_inputs_) {
+      CHUNKLLM_RETURN_IF_ERROR(gather_inputs(num_tokens, rows, slot.device.data()));
+      CHUNKLLM_RETURN_IF_ERROR(
+          pool_chunks(num_tokens, pooling, rows, slot.device.data() + parts.pooled));
+    }
+    if (takes_mass_) {
+      CHUNKLLM_RETURN_IF_ERROR(measure_mass(num_tokens, rows, slot.device.data() + parts.mass));
+    }
+    const std::size_t first = takes_inputs_ ? 0 : parts.mass;
+    const std::size_t count = (takes_mass_ ? parts.end : parts.mass) - first;
     CHUNKLLM_RETURN_IF_ERROR(slot.made.record(stream_.get()));
     CHUNKLLM_RETURN_IF_ERROR(
         cuda_status(cudaStreamWaitEvent(copies_.get(), slot.made.get(), 0), "cudaStreamWaitEvent"));
     CHUNKLLM_RETURN_IF_ERROR(
-        cuda_status(cudaMemcpyAsync(slot.host.data(), slot.device.data(), parts.end * sizeof(float),
-                                    cudaMemcpyDeviceToHost, copies_.get()),
+        cuda_status(cudaMemcpyAsync(slot.host.data() + first, slot.device.data() + first,
+                                    count * sizeof(float), cudaMemcpyDeviceToHost, copies_.get()),
                     "copy of a layer's teacher rows"));
     CHUNKLLM_RETURN_IF_ERROR(slot.copied.record(copies_.get()));
     slot.layer = layer;
@@ -398,12 +480,22 @@ class DeviceTeacher {
     const Parts parts(config(), rows.num_rows(), rows.num_chunks());
     const float* values = slot.host.data();
     TeacherRows::Layer& layer = rows.layers[static_cast<std::size_t>(slot.layer)];
-    layer.inputs.assign(values, values + parts.pooled);
-    layer.pooled.assign(values + parts.pooled, values + parts.mass);
-    layer.mass.assign(values + parts.mass, values + parts.end);
+    if (takes_inputs_) {
+      layer.inputs.assign(values, values + parts.pooled);
+      layer.pooled.assign(values + parts.pooled, values + parts.mass);
+    }
+    if (takes_mass_) layer.mass.assign(values + parts.mass, values + parts.end);
     slot.layer = -1;
     return {};
   }
+
+  /// Tiles of a reading of the recent, on the device.
+  struct RecentTiles {
+    const kernels::PrefillTile* tiles = nullptr;
+    std::int64_t offset = 0;
+    std::int32_t num_tiles = 0;
+    std::int32_t max_rows = 0;
+  };
 
   static constexpr std::size_t kTileIntegers = sizeof(kernels::PrefillTile) / sizeof(std::int32_t);
 
@@ -416,6 +508,13 @@ class DeviceTeacher {
   DeviceBuffer<std::int32_t> positions_;  // 0, 1, ...
   DeviceBuffer<std::int32_t> integers_;   // of the sequence being read
   PinnedBuffer<std::int32_t> staged_;     // the same
+  DeviceBuffer<std::int32_t> recent_;     // tiles and sets of a reading of the recent
+  PinnedBuffer<std::int32_t> recent_staged_;
+  RecentTiles first_tiles_;
+  RecentTiles other_tiles_;
+  DeviceAttendedSets recent_sets_;
+  bool takes_inputs_ = true;  // of the reading under way
+  bool takes_mass_ = true;
   DeviceBuffer<float> hidden_;
   DeviceBuffer<T> normed_;
   DeviceBuffer<T> qkv_;

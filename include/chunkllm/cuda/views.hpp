@@ -57,7 +57,12 @@ struct DeviceAttendedSets {
   }
 };
 
-/// Keys and values of one layer for a batch of sequences, contiguous or paged.
+/// Keys and values of one layer for a batch of sequences, contiguous or paged. Both lie alike: one
+/// page table and one set of strides serve the two.
+///
+/// Strides are taken as they are given. 0 does not stand for a dense array here, as it does
+/// elsewhere: a view knows neither its heads nor its room. Launchers refuse a stride of 0 that is
+/// stepped over.
 ///
 /// \tparam T  __half, __nv_bfloat16 or __nv_fp8_e4m3. Rows of head_dim values must start at
 ///            multiples of 16 bytes.
@@ -65,13 +70,15 @@ template <typename T>
 struct DeviceKvView {
   T* keys = nullptr;
   T* values = nullptr;
-  std::int64_t seq_stride = 0;  ///< contiguous: from one sequence to the next
-  std::int64_t token_stride = 0;
-  std::int64_t head_stride = 0;
-  const std::int32_t* page_table = nullptr;  ///< [num_seqs, max_pages]; null: contiguous
-  std::int32_t max_pages = 0;
-  std::int32_t page_size = 1;  ///< tokens a page
-  std::int64_t page_stride = 0;
+  std::int64_t seq_stride = 0;    ///< contiguous: from one sequence to the next
+  std::int64_t token_stride = 0;  ///< from one token to the next, in its page where there are pages
+  std::int64_t head_stride = 0;   ///< from one KV head to the next
+  /// [num_seqs, max_pages] entry t / page_size names the page of the pool that holds token t. What
+  /// stands behind the page of a sequence's last token pads the row. Null: contiguous.
+  const std::int32_t* page_table = nullptr;
+  std::int32_t max_pages = 0;    ///< entries of a row of the page table; paged: at least 1
+  std::int32_t page_size = 1;    ///< tokens a page
+  std::int64_t page_stride = 0;  ///< from one page of the pool to the next; not read if contiguous
   Rotation rotation = Rotation::kAtTokenPosition;
   float key_scale = 1.0F;    ///< stored key times this is the key; 1 but for fp8
   float value_scale = 1.0F;  ///< likewise

@@ -69,7 +69,9 @@ struct SyntheticFact {
 /// Draws facts whose names do not repeat within a sequence.
 class SyntheticFacts {
  public:
-  explicit SyntheticFacts(RandomStream& random) : random_(random) {}
+  /// \param words  of the text around, which half of the things are named with
+  SyntheticFacts(RandomStream& random, std::vector<std::string> words)
+      : random_(random), words_(std::move(words)) {}
 
   SyntheticFact draw() {
     switch (random_.draw(8)) {
@@ -98,6 +100,9 @@ class SyntheticFacts {
   }
   std::string draw_thing() {
     return draw_name([&] {
+      if (words_.size() > 1 && random_.draw(2) == 0) {
+        return std::string(pick(words_)) + " " + std::string(pick(words_));
+      }
       return std::string(pick(kSyntheticQualities)) + " " + std::string(pick(kSyntheticThings));
     });
   }
@@ -174,9 +179,35 @@ class SyntheticFacts {
   }
 
   RandomStream& random_;
+  std::vector<std::string> words_;
   std::vector<std::string> used_;
   std::string_view what_;
 };
+
+/// Words of 4 to 10 small Latin letters in a stretch of text, each once, in its order.
+inline std::vector<std::string> plain_words(const BpeTokenizer& tokenizer,
+                                            std::span<const std::int32_t> ids) {
+  std::string text;
+  for (const std::int32_t id : ids) text += tokenizer.token_bytes(id);
+  std::vector<std::string> words;
+  std::string word;
+  bool is_plain = true;
+  for (const char c : text + " ") {
+    if (c >= 'a' && c <= 'z') {
+      word += c;
+    } else if (c != ' ' && c != '\n' && c != ',' && c != '.') {
+      is_plain = false;
+    } else {
+      const bool fits = is_plain && word.size() >= 4 && word.size() <= 10;
+      if (fits && std::find(words.begin(), words.end(), word) == words.end()) {
+        words.push_back(word);
+      }
+      word.clear();
+      is_plain = true;
+    }
+  }
+  return words;
+}
 
 /// Text to be put before a token of the filler.
 struct SyntheticInsertion {
@@ -240,8 +271,9 @@ inline Result<TrainingSequence> assemble_training_sequence(
 /// Makes training sequences: plain text into which facts and, later, questions for them are put.
 ///
 /// Facts are numbers of things, words of persons, chains of names and pairs of values, several of
-/// one kind in a sequence; a question stands at least 128 tokens of text behind its last statement,
-/// in the middle of the text as often as at its end.
+/// one kind in a sequence; half of the things have names made of words of the text; a question
+/// stands at least 128 tokens of text behind its last statement, in the middle of the text as often
+/// as at its end.
 ///
 /// \param filler  plain text to cut from
 /// \param number  which sequence of the series; the same one whenever it is asked for
@@ -268,7 +300,10 @@ inline Result<TrainingSequence> make_training_sequence(const BpeTokenizer& token
   std::vector<detail::SyntheticFact> facts;
   std::vector<detail::SyntheticInsertion> insertions;
   if (random.draw_unit() >= options.plain_share) {
-    detail::SyntheticFacts draws(random);
+    constexpr std::size_t kWordTokens = 400;
+    const std::size_t first_word = random.draw(length - kWordTokens);
+    detail::SyntheticFacts draws(
+        random, detail::plain_words(tokenizer, text.subspan(first_word, kWordTokens)));
     const auto spread = static_cast<std::uint64_t>(options.max_facts - options.min_facts + 1);
     const std::uint64_t count = static_cast<std::uint64_t>(options.min_facts) +
                                 random.draw(std::max<std::uint64_t>(spread, 1));

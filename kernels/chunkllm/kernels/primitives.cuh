@@ -7,6 +7,9 @@
 
 #include <cstdint>
 
+#if __cplusplus < 202002L
+#error "chunkllm needs C++20: give nvcc -std=c++20, or link the CMake target chunkllm::cuda"
+#endif
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 #error "chunkllm's kernels need sm_80 or newer: set CMAKE_CUDA_ARCHITECTURES, or nvcc's -arch"
 #endif
