@@ -17,6 +17,7 @@
 #include "chunkllm/train/boundary_examples.hpp"
 #include "chunkllm/train/boundary_trainer.hpp"
 #include "chunkllm/train/initial_adapters.hpp"
+#include "chunkllm/train/recent_reading.hpp"
 #include "chunkllm/train/train_qk_adapters.hpp"
 #include "commands.hpp"
 #include "model_options.hpp"
@@ -34,7 +35,7 @@ struct TrainCommandOptions {
   QkTrainingOptions training;
   QkTrainerOptions trainer;
   TrainingTextOptions sequences;
-  double learning_rate = 3e-3;
+  double learning_rate = 5e-4;
   double question_weight = 20.0;
   std::int64_t time_limit = 0;
   std::int64_t input_budget = 512;
@@ -137,11 +138,20 @@ Result<QkTrainingHooks> make_hooks(const TrainCommandOptions& options, const Ope
     hooks.teaches_beside = true;
     return Result<QkTrainingHooks>(std::move(hooks));
   }
-  hooks.teach = [&model, &pool](std::span<const std::int32_t> ids,
-                                std::span<const std::int64_t> chunk_ends,
-                                std::span<const std::int64_t> triggers) {
-    return collect_teacher_rows<F16>(*model.maybe_backbone, ids, chunk_ends, triggers,
-                                     ChunkOptions{}, KeyPooling::kMean, pool, {});
+  hooks.teach = [&options, &model, &report, &pool](
+                    std::span<const std::int32_t> ids, std::span<const std::int64_t> chunk_ends,
+                    std::span<const std::int64_t> triggers) -> Result<TeacherRows> {
+    CHUNKLLM_ASSIGN_OR_RETURN(
+        TeacherRows rows,
+        collect_teacher_rows<F16>(*model.maybe_backbone, ids, chunk_ends, triggers, ChunkOptions{},
+                                  KeyPooling::kMean, pool, {}));
+    if (options.input_budget > 0) {
+      CHUNKLLM_RETURN_IF_ERROR(take_recent_inputs<F16>(
+          *model.maybe_backbone, ids, report.maybe_chunk_adapter,
+          [&](std::int32_t id) { return model.tokenizer.token_bytes(id); }, ChunkOptions{},
+          options.input_budget, KeyPooling::kMean, pool, rows));
+    }
+    return Result<TeacherRows>(std::move(rows));
   };
   return Result<QkTrainingHooks>(std::move(hooks));
 }
@@ -379,7 +389,7 @@ Command add_train(CLI::App& program) {
       ->type_name("X")
       ->group(detail);
   add_number_option(app, "--learning-rate", options->learning_rate, 1e-8, 1.0,
-                    "Adam's, at its highest [0.003]")
+                    "Adam's, at its highest [0.0005]")
       ->type_name("X")
       ->group(detail);
   app.footer(

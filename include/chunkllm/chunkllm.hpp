@@ -128,6 +128,7 @@
 #include "chunkllm/train/padded_matrix.hpp"
 #include "chunkllm/train/qk_checkpoint.hpp"
 #include "chunkllm/train/qk_trainer.hpp"
+#include "chunkllm/train/recent_reading.hpp"
 #include "chunkllm/train/synthetic_retrieval.hpp"
 #include "chunkllm/train/synthetic_words.hpp"
 #include "chunkllm/train/teacher_rows.hpp"

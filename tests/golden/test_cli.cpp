@@ -218,10 +218,50 @@ TEST_F(Cli, BenchMeasuresDenseAndChunk) {
   }
 }
 
-TEST_F(Cli, TrainingIsNotInThisVersion) {
-  const ProgramResult result = run({"train", "--model", "m", "--text", "a", "--out", "b"});
-  EXPECT_EQ(result.exit_status, 1);
-  EXPECT_NE(result.err.find("not in version"), std::string::npos);
+/// A text long enough to be trained on, whose tokens every tiny model knows.
+std::string training_text() {
+  std::string text;
+  for (int i = 0; i < 260; ++i) text += "The miller of the " + std::to_string(i) + " hills sang. ";
+  return text;
+}
+
+TEST_F(Cli, TrainsAdaptersThatAreUsed) {
+  const std::string file = folder_.write("train.txt", training_text());
+  const std::string out = folder_.file("adapters.safetensors");
+  const std::vector<std::string> options = {
+      "--text",     file,  "--out",           out,   "--steps",   "2", "--seed",         "3",
+      "--sequence", "640", "--long-sequence", "640", "--key-dim", "4", "--input-budget", "256"};
+  const Json json = run_json(with_model("train", options));
+  expect_keys(json, {"boundary_f1", "mass_recall", "kl", "seconds", "tokens", "steps"});
+  EXPECT_EQ(json.at("steps"), 2);
+  EXPECT_EQ(json.at("tokens"), 2 * 2 * 640);
+  EXPECT_GT(json.at("kl").get<double>(), 0.0);
+  EXPECT_FALSE(std::filesystem::exists(out + ".checkpoint"));
+  const Json used = run_json(with_model("generate", {"--prompt", training_text().substr(0, 900),
+                                                     "--adapters", out, "--budget", "128"}));
+  EXPECT_EQ(used.at("attention").at("scorer"), "adapter");
+
+  // The same seed and steps: the same bytes.
+  const auto bytes = [](const std::string& path) {
+    std::ifstream in(path, std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(in), {});
+  };
+  const std::string first = bytes(out);
+  run_json(with_model("train", options));
+  const auto without_time = [](std::string text) {
+    const std::size_t at = text.find("training.seconds");
+    return at == std::string::npos ? text : text.erase(at, 24);
+  };
+  EXPECT_EQ(without_time(bytes(out)), without_time(first));
+}
+
+TEST_F(Cli, TrainingRefusesTextThatIsTooShort) {
+  const std::string out = folder_.file("adapters.safetensors");
+  const ProgramResult result =
+      run(with_model("train", {"--text", folder_.write("short.txt", "A word."), "--out", out}));
+  EXPECT_EQ(result.exit_status, 2);
+  EXPECT_NE(result.err.find("expected at least 8192"), std::string::npos) << result.err;
+  EXPECT_FALSE(std::filesystem::exists(out));
 }
 
 TEST_F(Cli, SmolLm2AnswersAsTransformersDoes) {

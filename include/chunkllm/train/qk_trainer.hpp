@@ -30,7 +30,7 @@ namespace chunkllm {
 
 struct QkTrainerOptions {
   std::int64_t key_dim = 48;
-  float learning_rate = 3e-3F;       ///< of the maps
+  float learning_rate = 5e-4F;       ///< of the maps
   float bias_learning_rate = 1e-2F;  ///< of distance and null biases
   float question_weight = 20.0F;     ///< of a row in front of an answer, against 1 of a chunk's end
   float gradient_norm = 1.0F;        ///< a layer's gradient is scaled down to it

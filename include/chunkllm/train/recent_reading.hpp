@@ -4,11 +4,21 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
 #include <vector>
 
+#include "chunkllm/chunk/chunk_boundary.hpp"
 #include "chunkllm/chunk/chunk_options.hpp"
+#include "chunkllm/chunk/chunk_scorer.hpp"
 #include "chunkllm/chunk/chunk_table.hpp"
+#include "chunkllm/chunk/qk_adapter.hpp"
 #include "chunkllm/chunk/score_chunks.hpp"
+#include "chunkllm/core/status.hpp"
+#include "chunkllm/core/thread_pool.hpp"
+#include "chunkllm/infer/session.hpp"
+#include "chunkllm/model/backbone.hpp"
 #include "chunkllm/train/teacher_rows.hpp"
 
 namespace chunkllm {
@@ -72,6 +82,44 @@ inline RecentReading plan_recent_reading(const TeacherRows& rows, std::int64_t n
     close(reading.first_layer_tiles, trigger + 1, set);
   }
   return reading;
+}
+
+/// Replaces the inputs and pooled inputs of `rows` by those of a reading of the recent, on the CPU.
+///
+/// A question then has not seen what it asks for, as is so in use when a set is chosen for it. With
+/// the inputs of the dense reading adapters learn to look for an answer that is already there.
+///
+/// \tparam KvType       of the cached keys and values
+/// \param rows          of `collect_teacher_rows` for `ids`
+/// \param maybe_adapter finds the boundaries; null: the sentence rules do
+/// \param token_bytes   (std::int32_t id) -> std::string_view
+/// \param budget        as of `plan_recent_reading`
+/// Errors: those of `Session::create` and `Session::prefill`
+/// Cost: a chunk reading within the budget
+template <typename KvType, FrozenBackbone Backbone, typename TokenBytes>
+Status take_recent_inputs(const Backbone& backbone, std::span<const std::int32_t> ids,
+                          const std::shared_ptr<const ChunkAdapter>& maybe_adapter,
+                          const TokenBytes& token_bytes, const ChunkOptions& options,
+                          std::int64_t budget, KeyPooling pooling, ThreadPool& pool,
+                          TeacherRows& rows) {
+  detail::TeacherInputs inputs(rows, pooling);
+  const detail::InputShowingBackbone<Backbone> decoder(
+      backbone, [&](std::int64_t layer, MatrixView<const float> normed) {
+        const bool is_taught = !rows.layers[static_cast<std::size_t>(layer)].mass.empty();
+        if (is_taught) inputs.take(layer, normed);
+      });
+  SessionOptions recent;
+  recent.chunk = options;
+  recent.chunk.budget = {};
+  recent.chunk.budget.tokens = budget;
+  using RecentSession = Session<detail::InputShowingBackbone<Backbone>, RecentScorer, KvType>;
+  CHUNKLLM_ASSIGN_OR_RETURN(
+      RecentSession session,
+      RecentSession::create(
+          decoder, std::make_shared<const RecentScorer>(), maybe_adapter,
+          [&](std::int32_t id) { return std::string_view(token_bytes(id)); }, recent, pool));
+  session.reserve(static_cast<std::int64_t>(ids.size()));
+  return session.prefill(ids, {});
 }
 
 }  // namespace chunkllm
