@@ -209,7 +209,10 @@ Status train(const TrainCommandOptions& options, const std::string& settings,
   if (status.code() == StatusCode::kInterrupted) {
     CHUNKLLM_RETURN_IF_ERROR(
         write_checkpoint(checkpoint_path(options), trainer, report.progress, settings));
-    return status.with_context("the same command goes on from " + checkpoint_path(options));
+    return Status(
+        StatusCode::kInterrupted,
+        fmt::format("interrupted after {}; the same command goes on from {}",
+                    counted(report.progress.num_steps, "step"), checkpoint_path(options)));
   }
   return status;
 }
@@ -301,6 +304,10 @@ Status run(const TrainCommandOptions& options, TrainReport& report) {
                              counted(report.progress.num_steps, "step")));
     }
   }
+  if (!options.common.quiet) {
+    print_note(fmt::format("training on {} of {}", counted(texts.num_tokens(), "token"),
+                           counted(static_cast<std::int64_t>(options.texts.size()), "text")));
+  }
   CHUNKLLM_RETURN_IF_ERROR(train(options, settings, texts, hooks, trainer, report, pool));
   CHUNKLLM_ASSIGN_OR_RETURN(const std::vector<TeacherRows> validation,
                             read_validation_rows(texts, hooks, options.training.num_validation));
@@ -317,6 +324,7 @@ Status run_train(TrainCommandOptions options) {
   options.trainer.learning_rate = static_cast<float>(options.learning_rate);
   options.trainer.question_weight = static_cast<float>(options.question_weight);
   options.sequences.long_length = std::max(options.sequences.long_length, options.sequences.length);
+  options.trainer.max_distance = options.sequences.long_length;
   CHUNKLLM_RETURN_IF_ERROR(check_device(options.common));
   CHUNKLLM_RETURN_IF_ERROR(check_output_path(options.out));
   TrainReport report;

@@ -166,8 +166,8 @@ CLI::Option* add_adapters_option(CLI::App& command, std::string& target,
                                  const std::string& otherwise) {
   return command
       .add_option("--adapters", target,
-                  "Trained adapters; none ship with this version [a file in an adapters folder "
-                  "beside the program that fits the model, else " +
+                  "Trained adapters [the ones in an adapters folder beside the program that fit "
+                  "the model, as those for SmolLM2-135M-Instruct do, else " +
                       otherwise + "]")
       ->type_name("FILE");
 }

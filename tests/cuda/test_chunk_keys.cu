@@ -286,7 +286,7 @@ void decode_adapter(cudaStream_t stream, std::uint64_t seed, const AdapterShape&
   const DeviceBuffer<std::int32_t> counts(chunk_counts(tables));
   const DeviceBuffer<std::int32_t> device_tokens(num_tokens);
   const DeviceBuffer<std::int32_t> device_triggers(triggers);
-  const DeviceBuffer<float> sums(old_sums);
+  DeviceBuffer<float> sums(old_sums);
   const DeviceBuffer<Key> keys(at(kLayers * num_seqs * kMaxChunks * shape.key_size), 1);
   const DeviceBuffer<float> queries(at(kLayers * num_seqs * query_stride), 1);
   const DeviceBuffer<float> open_keys(at(kLayers * num_seqs * shape.key_size), 1);
@@ -391,8 +391,7 @@ void decode_adapter(cudaStream_t stream, std::uint64_t seed, const AdapterShape&
 
   // Once more on the same sums: the same bits.
   const DeviceBuffer<Key> again(keys.size(), 1);
-  ASSERT_TRUE(succeeds(cudaMemcpy(args.open_sums, old_sums.data(), old_sums.size() * sizeof(float),
-                                  cudaMemcpyHostToDevice)));
+  sums.upload(old_sums);
   args.keys = again.data();
   ASSERT_TRUE(succeeds(launch_update_chunk_keys(args, stream)));
   EXPECT_TRUE(same_bits(again.download(), raw_keys));

@@ -276,7 +276,7 @@ TEST_F(Boundaries, DecodeWalksAsTheCpuAtEveryPhaseAndPolicy) {
     for (const ChunkGuards& guards : {ChunkGuards{1, 1}, ChunkGuards{4, 9}, ChunkGuards{4, 128}}) {
       DeviceBatch batch(kSeqs, kMaxChunks);
       std::vector<HostSequence> host(kSeqs);
-      const DeviceBuffer<std::uint8_t> wanted(kSeqs);
+      DeviceBuffer<std::uint8_t> wanted(kSeqs);
       const DeviceBuffer<std::uint8_t> flags(kSeqs);
       auto args = batch.args<float>();
       args.maybe_wanted = wanted.data();
@@ -295,8 +295,7 @@ TEST_F(Boundaries, DecodeWalksAsTheCpuAtEveryPhaseAndPolicy) {
           num_tokens[s] = static_cast<std::int32_t>(host[s].num_tokens);
           expected_flags[s] = host[s].flags[0];
         }
-        ASSERT_TRUE(
-            succeeds(cudaMemcpy(wanted.data(), verdicts.data(), kSeqs, cudaMemcpyHostToDevice)));
+        wanted.upload(verdicts);
         batch.num_tokens.upload(num_tokens);
         ASSERT_TRUE(succeeds(launch_detect_boundaries(args, stream_)));
         ASSERT_TRUE(succeeds(cudaStreamSynchronize(stream_)));

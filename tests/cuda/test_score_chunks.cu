@@ -636,10 +636,9 @@ TEST_F(ScoreChunks, NanAndInfinityInOneHeadReachEveryScore) {
       }
       run.upload();
       run.poison();
-      std::vector<float> zeros(static_cast<std::size_t>(run.args().score_stride), 0.0F);
-      ASSERT_TRUE(succeeds(cudaMemcpy(run.args().scores, zeros.data(), zeros.size() * sizeof(float),
-                                      cudaMemcpyHostToDevice)));
-      ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));
+      const std::vector<float> zeros(static_cast<std::size_t>(run.args().score_stride), 0.0F);
+      ASSERT_TRUE(
+          succeeds(testing::copy_to_device(run.args().scores, std::span<const float>(zeros))));
       ASSERT_TRUE(succeeds(launch_score_chunks(run.args(), stream_)));
       const std::vector<float> scores = run.row(run.download(), 0, 0);
       ASSERT_FALSE(scores.empty());

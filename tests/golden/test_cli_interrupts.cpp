@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <regex>
@@ -70,6 +72,36 @@ TEST_F(CliInterrupts, AnInterruptedPromptIsCountedAsFarAsItWasRead) {
             std::string::npos)
       << result.err;
   EXPECT_EQ(result.err.find("error"), std::string::npos) << result.err;
+}
+
+TEST_F(CliInterrupts, AnInterruptedTrainingGoesOn) {
+  std::string text;
+  for (int i = 0; i < 260; ++i) text += "The miller of the " + std::to_string(i) + " hills sang. ";
+  const std::string out = folder_.file("adapters.safetensors");
+  Arguments arguments =
+      with_model("train", {"--text", write("train.txt", text), "--out", out, "--steps", "1000000",
+                           "--sequence", "640", "--long-sequence", "640", "--key-dim", "4"});
+  arguments.push_back("--json");
+  Program program(command_line(arguments));
+  program.wait_for_stderr();  // its note comes when training begins
+  program.interrupt();
+  const ProgramResult result = program.finish();
+  EXPECT_EQ(result.exit_status, 1) << result.err;
+  EXPECT_NE(result.err.find("goes on from " + out + ".checkpoint"), std::string::npos)
+      << result.err;
+  const Result<Json> first = parse_json(result.out, "stdout");
+  ASSERT_TRUE(first.ok()) << result.out;
+  EXPECT_EQ(first->at("stop_reason"), "interrupted");
+  EXPECT_FALSE(std::filesystem::exists(out));
+  ASSERT_TRUE(std::filesystem::exists(out + ".checkpoint"));
+
+  Program again(command_line(arguments));
+  again.wait_for_stderr();
+  again.interrupt();
+  const Result<Json> second = parse_json(again.finish().out, "stdout");
+  ASSERT_TRUE(second.ok());
+  EXPECT_TRUE(second->at("resumed").get<bool>());
+  EXPECT_GT(second->at("steps").get<std::int64_t>(), first->at("steps").get<std::int64_t>());
 }
 
 TEST_F(CliInterrupts, AReaderThatLeavesEndsItQuietly) {

@@ -134,6 +134,26 @@ TEST_F(QkTraining, BringsTheStudentNearerToItsTeacher) {
   EXPECT_LE(after->mass_recall, 1.0 + 1e-6);
 }
 
+TEST_F(QkTraining, DistancesThatWereNotSeenGetTheFarthestSeen) {
+  QkTrainerOptions options;
+  options.key_dim = 6;
+  options.max_distance = kLength;
+  QkTrainer trainer =
+      QkTrainer::create(backbone_.config(), options, make_random_adapters(backbone_.config(), 6, 9))
+          .value();
+  TrainingProgress progress;
+  ASSERT_TRUE(train(trainer, 2, progress, pool_).ok());
+  const std::int64_t last_seen = distance_bin(kLength - 1);
+  const QkAdapter adapter = trainer.adapter();
+  for (std::int64_t head = 0; head < backbone_.config().num_heads; ++head) {
+    const float* bias = adapter.distance_bias(0) + head * kNumDistanceBins;
+    EXPECT_NE(bias[last_seen - 1], 0.0F);
+    for (std::int64_t bin = last_seen; bin < kNumDistanceBins; ++bin) {
+      EXPECT_EQ(bias[bin], bias[last_seen]);
+    }
+  }
+}
+
 TEST_F(QkTraining, GivesTheSameBitsAtAnyNumberOfThreads) {
   ThreadPool one(1);
   QkTrainer first = new_trainer();

@@ -34,6 +34,8 @@ struct QkTrainerOptions {
   float bias_learning_rate = 1e-2F;  ///< of distance and null biases
   float question_weight = 20.0F;     ///< of a row in front of an answer, against 1 of a chunk's end
   float gradient_norm = 1.0F;        ///< a layer's gradient is scaled down to it
+  /// Tokens of the longest sequence: farther chunks get the bias of the farthest that were seen.
+  std::int64_t max_distance = 8192;
 };
 
 /// How well adapters do on sequences that they were not trained on.
@@ -194,9 +196,18 @@ class QkTrainer {
 
   /// A copy of the adapters as they stand.
   [[nodiscard]] QkAdapter adapter() const {
+    const std::int64_t last_seen =
+        distance_bin(std::max<std::int64_t>(options_.max_distance - 1, 1));
     std::vector<QkAdapterLayer> layers;
     layers.reserve(layers_.size());
-    for (const detail::TrainedLayer& layer : layers_) layers.push_back(layer.weights);
+    for (const detail::TrainedLayer& layer : layers_) {
+      layers.push_back(layer.weights);
+      // Bins that training never saw would stand where they began, high above those it lowered.
+      for (std::int64_t head = 0; head < num_heads_; ++head) {
+        float* bias = layers.back().distance_bias.data() + head * kNumDistanceBins;
+        std::fill(bias + last_seen + 1, bias + kNumDistanceBins, bias[last_seen]);
+      }
+    }
     return QkAdapter(std::move(layers), hidden_size_, num_heads_, num_key_heads_, options_.key_dim,
                      KeyPooling::kMean, /*adds_log_length=*/true);
   }

@@ -41,6 +41,19 @@ inline ::testing::AssertionResult succeeds(const Status& status) {
   return ::testing::AssertionFailure() << to_string(status.code()) << ": " << status.message();
 }
 
+/// Copies `values` to device memory at `to`, which holds as many.
+///
+/// Of memory that is not pinned, `cudaMemcpy` may return before the last bytes have arrived, and
+/// the default stream, on which it runs, does not hold back the tests' own streams: a kernel
+/// launched behind it could read what lay there before. So this waits for the device.
+template <typename T>
+cudaError_t copy_to_device(T* to, std::span<const T> values) {
+  if (values.empty()) return cudaSuccess;
+  const cudaError_t copied =
+      cudaMemcpy(to, values.data(), values.size_bytes(), cudaMemcpyHostToDevice);
+  return copied == cudaSuccess ? cudaDeviceSynchronize() : copied;
+}
+
 /// Device memory with a fence on each side, poisoned with NaN bits until written.
 ///
 /// \tparam T  trivially copyable
@@ -73,10 +86,7 @@ class DeviceBuffer {
 
   void upload(std::span<const T> values) {
     ASSERT_EQ(values.size(), size_);
-    if (size_ == 0) return;
-    ASSERT_TRUE(
-        succeeds(cudaMemcpy(data(), values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice)));
-    ASSERT_TRUE(succeeds(cudaDeviceSynchronize()));
+    ASSERT_TRUE(succeeds(copy_to_device(data(), values)));
   }
   /// Waits for the whole device.
   [[nodiscard]] std::vector<T> download() const {
