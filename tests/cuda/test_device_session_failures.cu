@@ -47,8 +47,8 @@ class DeviceSessionFailures : public testing::DeviceTest {
 
 TEST_F(DeviceSessionFailures, AFailedBlockEndsTheSession) {
   // A block fails in the midst of work where the room that was there at the beginning has been
-  // taken since: by what is read between two blocks. Errors of the device itself go the same way,
-  // but none can be called forth here that would not break the other tests' device, too.
+  // taken since: by what is read between two blocks. Errors of the device end a session in the same
+  // place, but the sure ways to one break the context for the tests behind this one, too.
   constexpr std::int64_t kBlock = 2048;
   const auto reading = session(testing::tiny_token_bytes, 200 + kBlock + 150);
   ASSERT_NE(reading, nullptr);
