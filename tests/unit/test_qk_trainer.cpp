@@ -82,6 +82,7 @@ class QkTraining : public ::testing::Test {
   QkTrainer new_trainer() {
     QkTrainerOptions options;
     options.key_dim = 6;
+    options.learning_rate = 3e-3F;  // some steps must do
     return QkTrainer::create(backbone_.config(), options,
                              make_random_adapters(backbone_.config(), options.key_dim, 9))
         .value();
